@@ -1,0 +1,237 @@
+"""Frames to a table: the network over a movie of any length, in bounded memory."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from smlm_bridge.camera import Camera
+from smlm_bridge.errors import InputRejected
+from smlm_bridge.model import Model
+from smlm_bridge.networks.decode import decode
+from smlm_bridge.networks.maps import MAP_NAMES
+
+_LOG = logging.getLogger(__name__)
+
+
+class Frames(Protocol):
+    """A movie that is read in blocks; ``io.images`` has the implementation for files."""
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames."""
+        ...
+
+    @property
+    def first_frame(self) -> int:
+        """Index (from 0) of the first frame within the whole input movie."""
+        ...
+
+    @property
+    def x0(self) -> int:
+        """First column within the whole input movie."""
+        ...
+
+    @property
+    def y0(self) -> int:
+        """First row within the whole input movie."""
+        ...
+
+    def read(self, start: int, stop: int) -> NDArray[np.generic]:
+        """(stop - start, C, H, W) counts."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalizeOptions:
+    """How to localize.
+
+    Parameters
+    ----------
+    threshold
+        Least probability; None takes the model's.
+    tile_px
+        Larger frames are cut into tiles of this size, with an overlap that makes the result independent of it.
+    block_pixels
+        Pixels given to the network at once: bounds the memory.
+    """
+
+    threshold: float | None = None
+    tile_px: int = 512
+    block_pixels: int = 400_000
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 < self.threshold < 9:
+            raise InputRejected(f"threshold {self.threshold} must lie in 0 to 1 (probability of an emitter).")
+        if self.tile_px < 64:
+            raise InputRejected(f"tile_px {self.tile_px} must be 64 or more.")
+
+
+@dataclass(frozen=True)
+class Localized:
+    """The result for one block of frames; ``failed`` maps a frame (index within the movie) to the reason."""
+
+    first: int
+    stop: int
+    table: pd.DataFrame
+    failed: dict[int, str]
+
+
+def localize(
+    source: Frames,
+    model: Model,
+    *,
+    camera: Camera | None = None,
+    options: LocalizeOptions = LocalizeOptions(),  # noqa: B008 - frozen
+    on_step: Callable[[int, int], None] | None = None,
+) -> Iterator[Localized]:
+    """Localize every frame of a movie, block by block, in order.
+
+    Parameters
+    ----------
+    source
+        The movie.
+    model
+        The network; its calibration knows the camera unless ``camera`` is given.
+    camera, options
+        See ``Camera`` and ``LocalizeOptions``.
+    on_step
+        Called with (frames done, frames in all).
+
+    Yields
+    ------
+    Localized
+        A frame that cannot be read or is not finite is reported in ``failed``; the rest goes on.
+    """
+    camera = camera if camera is not None else model.info.calibration.camera
+    done = 0
+    block = 1
+    while done < source.n_frames:
+        stop = min(source.n_frames, done + block)
+        result, pixels = _block(source, done, stop, model, camera, options)
+        if pixels:
+            block = max(1, options.block_pixels // pixels)
+        yield result
+        done = stop
+        if on_step is not None:
+            on_step(done, source.n_frames)
+
+
+def localize_frames(
+    counts: NDArray[np.generic], model: Model, *, camera: Camera, options: LocalizeOptions
+) -> pd.DataFrame:
+    """Localize frames (T, C, H, W) in counts; frames in the table count from 0, x and y from this array's corner.
+
+    Raises
+    ------
+    InputRejected
+        If the number of channels is not the model's or a value is not finite.
+    """
+    info = model.info
+    if counts.shape[1] != info.channels:
+        raise InputRejected(f"the model takes {info.channels} channel(s), the frames have {counts.shape[1]}.")
+    photons = camera.to_photons(counts)
+    if not np.isfinite(photons).all():
+        bad = int(np.count_nonzero(~np.isfinite(photons)))
+        raise InputRejected(f"{bad} pixels are not finite numbers.")
+    threshold = info.threshold if options.threshold is None else options.threshold
+    pixel_nm = info.calibration.optics.pixel_nm
+    maps = run_tiled(photons, model, tile_px=options.tile_px, block_pixels=options.block_pixels)
+    found = decode(maps, pixel_nm=pixel_nm, threshold=threshold)
+    return _table(found)
+
+
+def run_tiled(
+    photons: NDArray[np.float32], model: Model, *, tile_px: int, block_pixels: int
+) -> NDArray[np.float32]:
+    """Maps (T, 10, H, W) of frames (T, C, H, W) of any size.
+
+    Every tile sees as far beyond its own edge as the network looks, on the network's own grid, so that the maps
+    do not depend on the tiling.
+    """
+    info = model.info
+    step = info.size_step
+    height, width = photons.shape[2:]
+    padding = [(0, 0), (0, 0), (0, -height % step), (0, -width % step)]
+    padded = np.pad(photons, padding, mode="edge")
+    halo = -(-info.reach_px // step) * step
+    core = max(step, tile_px // step * step)
+    maps = np.empty((photons.shape[0], len(MAP_NAMES), *padded.shape[2:]), np.float32)
+    for rows in _spans(padded.shape[2], core, halo):
+        for columns in _spans(padded.shape[3], core, halo):
+            tile = padded[:, :, rows.seen, columns.seen]
+            count = max(1, block_pixels // (tile.shape[2] * tile.shape[3]))
+            for first in range(0, len(tile), count):
+                out = model.run(tile[first : first + count])
+                maps[first : first + count, :, rows.own, columns.own] = out[:, :, rows.inner, columns.inner]
+    return maps[:, :, :height, :width]
+
+
+@dataclass(frozen=True)
+class _Span:
+    own: slice
+    seen: slice
+    inner: slice
+
+
+def _spans(length: int, core: int, halo: int) -> list[_Span]:
+    """Cut one axis: the part a tile answers for, the part it sees, and where the first lies in the second."""
+    if length <= core + 2 * halo:
+        whole = slice(0, length)
+        return [_Span(whole, whole, whole)]
+    spans = []
+    for start in range(0, length, core):
+        stop = min(length, start + core)
+        seen = slice(max(0, start - halo), min(length, stop + halo))
+        spans.append(_Span(slice(start, stop), seen, slice(start - seen.start, stop - seen.start)))
+    return spans
+
+
+def _block(
+    source: Frames, start: int, stop: int, model: Model, camera: Camera, options: LocalizeOptions
+) -> tuple[Localized, int]:
+    """Localize frames start to stop; when that fails, one by one, to find out which."""
+    first = source.first_frame
+    try:
+        counts = source.read(start, stop)
+        table = localize_frames(counts, model, camera=camera, options=options)
+    except (InputRejected, OSError, ValueError) as error:
+        if stop - start == 1:
+            _LOG.warning("frame %d: %s", first + start + 1, error)
+            return Localized(start, stop, _table(None), {first + start: str(error)}), 0
+        parts = [_block(source, i, i + 1, model, camera, options) for i in range(start, stop)]
+        tables = [part.table for part, _ in parts]
+        failed = {frame: reason for part, _ in parts for frame, reason in part.failed.items()}
+        return Localized(start, stop, pd.concat(tables, ignore_index=True), failed), max(p for _, p in parts)
+    pixel_nm = model.info.calibration.optics.pixel_nm
+    table["frame"] += first + start
+    table["x_nm"] += source.x0 * pixel_nm
+    table["y_nm"] += source.y0 * pixel_nm
+    return Localized(start, stop, table, {}), counts.shape[-2] * counts.shape[-1]
+
+
+def _table(found: dict[str, NDArray[np.float64]] | None) -> pd.DataFrame:
+    """The decoder's arrays under the names of ``locs.SCHEMA``."""
+    if found is None:
+        found = {name: np.zeros(0) for name in (*MAP_NAMES, "image", "x_nm", "y_nm")}
+    lateral = np.sqrt((found["sigma_x_nm"] ** 2 + found["sigma_y_nm"] ** 2) / 2)
+    return pd.DataFrame(
+        {
+            "frame": found["image"].astype(np.int64),
+            "x_nm": found["x_nm"],
+            "y_nm": found["y_nm"],
+            "z_nm": found["z_nm"],
+            "photons": found["photons"],
+            "background": found["background"],
+            "uncertainty_xy_nm": lateral,
+            "uncertainty_z_nm": found["sigma_z_nm"],
+            "uncertainty_x_nm": found["sigma_x_nm"],
+            "uncertainty_y_nm": found["sigma_y_nm"],
+            "uncertainty_photons": found["sigma_photons"],
+            "probability": found["probability"],
+        }
+    )

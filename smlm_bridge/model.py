@@ -1,0 +1,121 @@
+"""A trained model: what it was trained for, and a function that runs it. No torch, no files."""
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smlm_bridge.calibration import Calibration
+from smlm_bridge.errors import InputRejected
+
+FORMAT = "smlm_bridge model"
+VERSION = 1
+_INFO_KEY, _CALIBRATION_KEY = "smlm_bridge", "smlm_bridge.calibration"
+_LARGEST_METADATA = 64_000_000
+
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What travels inside a model's file.
+
+    Parameters
+    ----------
+    name, system, purpose
+        Name of the model, of the learned system, and what it is for.
+    calibration
+        The whole calibration it was trained on.
+    ranges
+        The training space, as ``simulate.scene.Ranges.to_json`` gives it.
+    channels
+        Input channels.
+    size_step, reach_px
+        Height and width of the input are multiples of the first; an output pixel depends on input pixels up to
+        the second away.
+    threshold
+        Default detection threshold of the decoder.
+    training, scores
+        How it was trained and what it scores; anything JSON can hold.
+    """
+
+    name: str
+    system: str
+    purpose: str
+    calibration: Calibration
+    ranges: Mapping[str, Any]
+    channels: int
+    size_step: int
+    reach_px: int
+    threshold: float = 0.5
+    training: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_metadata(self) -> dict[str, str]:
+        """Text for the ``metadata_props`` of an ONNX file."""
+        info = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "system": self.system,
+            "purpose": self.purpose,
+            "ranges": dict(self.ranges),
+            "channels": self.channels,
+            "size_step": self.size_step,
+            "reach_px": self.reach_px,
+            "threshold": self.threshold,
+            "training": dict(self.training),
+            "scores": dict(self.scores),
+            "calibration_hash": self.calibration.hash,
+        }
+        calibration = base64.b64encode(self.calibration.to_bytes()).decode("ascii")
+        return {_INFO_KEY: json.dumps(info), _CALIBRATION_KEY: calibration}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], *, name: str) -> "ModelInfo":
+        """Read what ``to_metadata`` wrote.
+
+        Raises
+        ------
+        InputRejected
+            If the metadata is not ours, of another version, incomplete or inconsistent.
+        """
+        if _INFO_KEY not in metadata or _CALIBRATION_KEY not in metadata:
+            raise InputRejected(
+                f"{name} is an ONNX file, but not a model of smlm_bridge: it carries no calibration. "
+                "Use a model that 'smlm-bridge train' wrote or 'smlm-bridge models' lists."
+            )
+        if sum(map(len, metadata.values())) > _LARGEST_METADATA:
+            raise InputRejected(f"{name}: the metadata is larger than {_LARGEST_METADATA // 1_000_000} MB.")
+        try:
+            info = json.loads(metadata[_INFO_KEY])
+            if info["format"] != FORMAT or info["version"] != VERSION:
+                raise InputRejected(
+                    f"{name} is '{info['format']}' version {info['version']}; this program reads version {VERSION}."
+                )
+            data = base64.b64decode(metadata[_CALIBRATION_KEY], validate=True)
+            calibration = Calibration.from_bytes(data, name=f"the calibration inside {name}")
+            wanted = {key: info[key] for key in ("name", "system", "purpose", "ranges", "training", "scores")}
+            numbers = {key: int(info[key]) for key in ("channels", "size_step", "reach_px")}
+            threshold, digest = float(info["threshold"]), info["calibration_hash"]
+        except InputRejected:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputRejected(f"{name}: the metadata of the model is damaged ({error!r}).") from error
+        if digest != calibration.hash:
+            raise InputRejected(f"{name}: the calibration inside is not the one the model was trained on.")
+        if not (1 <= numbers["channels"] <= 8 and 1 <= numbers["size_step"] <= 64 and 0 <= numbers["reach_px"] <= 4096):
+            raise InputRejected(f"{name}: {numbers} are no sizes of a network.")
+        return cls(calibration=calibration, threshold=threshold, **wanted, **numbers)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to run: ``run`` takes photo-electrons (B, C, H, W) and returns its maps (B, 10, H, W)."""
+
+    info: ModelInfo
+    run: Run

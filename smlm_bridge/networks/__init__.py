@@ -1,0 +1,1 @@
+"""Networks, their losses and decoders; nothing here knows a microscope."""

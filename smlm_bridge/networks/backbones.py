@@ -1,0 +1,46 @@
+"""Backbones: images in, features of the same height and width out."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+
+def conv_block(inputs: int, outputs: int, *, dilation: int = 1) -> nn.Sequential:
+    """3 x 3 convolution, batch norm, SiLU."""
+    conv = nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.SiLU(inplace=True))
+
+
+class UNet(nn.Module):
+    """A U-Net (Ronneberger et al. 2015) with one scale for each width, halved by averaging.
+
+    Height and width must be multiples of ``2 ** (len(widths) - 1)``. ``bottom_dilations`` adds one block each at
+    the coarsest scale, which is where the wide context of an engineered PSF is cheapest.
+    """
+
+    def __init__(self, inputs: int, widths: tuple[int, ...], bottom_dilations: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.outputs = widths[0]
+        self.size_step = 2 ** (len(widths) - 1)
+        self.down = nn.ModuleList()
+        for before, after in zip((inputs, *widths[:-1]), widths, strict=True):
+            self.down.append(nn.Sequential(conv_block(before, after), conv_block(after, after)))
+        self.bottom = nn.ModuleList([conv_block(widths[-1], widths[-1], dilation=d) for d in bottom_dilations])
+        self.up = nn.ModuleList()
+        for coarse, fine in zip(widths[:0:-1], widths[-2::-1], strict=True):
+            self.up.append(nn.Sequential(conv_block(coarse + fine, fine), conv_block(fine, fine)))
+        # Of one output pixel, in input pixels, to one side: what a tile has to see beyond its own edge.
+        at_bottom = 2 + sum(bottom_dilations)
+        self.reach = self.size_step * at_bottom + sum(5 * 2**i for i in range(len(widths) - 1)) + self.size_step
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W)."""
+        features = [self.down[0](images)]
+        for down in list(self.down)[1:]:
+            features.append(down(nn.functional.avg_pool2d(features[-1], 2)))
+        x = features.pop()
+        for block in self.bottom:
+            x = x + block(x)
+        for up in self.up:
+            x = up(torch.cat([interpolate(x, scale_factor=2.0, mode="nearest"), features.pop()], dim=1))
+        return x

@@ -1,0 +1,155 @@
+"""A tabulated PSF: what training and bulk rendering use, hundreds of times cheaper than the pupil.
+
+The image is tabulated on planes of z, on samples finer than half the optical cut-off; between planes a cubic
+B-spline interpolates (Unser 1999), within a plane shift, blur and pixel integration are one separable product of
+matrices, exact for band-limited images.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smlm_bridge.psf.pupil_psf import PupilPSF
+from smlm_bridge.psf.resample import pixel_weights
+
+_CHUNK_ELEMENTS = 24_000_000
+_NYQUIST_SHARE = 0.65
+_LEAST_BLUR_SAMPLES = 0.7
+
+
+@dataclass(frozen=True)
+class SplinePSF:
+    """A PSF from a table (see ``protocol.PSF``).
+
+    Parameters
+    ----------
+    coefficients : (Z, M, M) tensor
+        B-spline coefficients in z of the intensity per nm^2 at samples centred on the emitter.
+    z_first_nm, z_step_nm
+        Height of the first coefficient's knot and spacing of the knots.
+    sample_nm
+        Lateral spacing of the samples.
+    pixel_nm, blur_nm, integrate
+        As in ``PupilPSF``.
+    """
+
+    coefficients: Tensor
+    z_first_nm: float
+    z_step_nm: float
+    sample_nm: float
+    pixel_nm: float
+    blur_nm: float
+    integrate: bool
+
+    @classmethod
+    def tabulate(
+        cls,
+        psf: PupilPSF,
+        *,
+        z_range_nm: tuple[float, float],
+        reach_nm: float,
+        z_step_nm: float = 40.0,
+    ) -> "SplinePSF":
+        """Tabulate a pupil's PSF over a z-range and out to ``reach_nm`` from the emitter along x and y.
+
+        ``z_step_nm`` of 40 keeps the interpolation below 1e-3 of the peak for apertures up to 1.5 (tested).
+        """
+        # Intensity has twice the field's band limit; two thirds of its Nyquist spacing leave room for the blur.
+        used = psf.field.base.abs().amax((0, 1)) > 0
+        cut_off_per_nm = 2 * float(psf.field.k_axis_per_nm[used].abs().max())
+        sample_nm = min(psf.pixel_nm, _NYQUIST_SHARE * math.pi / cut_off_per_nm)
+        half = math.ceil(reach_nm / sample_nm)
+        planes = math.ceil((z_range_nm[1] - z_range_nm[0]) / z_step_nm) + 1
+        z = z_range_nm[0] + z_step_nm * np.arange(planes)
+        size = 2 * half + 1
+        point = PupilPSF(psf.field, sample_nm, 0.0, integrate=False)
+        centre = (half + 0.5) * sample_nm
+        xyz = torch.tensor([[centre, centre, height] for height in z])
+        table = point.images(xyz, (size, size)).double().cpu().numpy() / sample_nm**2
+        return cls(
+            torch.as_tensor(_uniform_spline(table), dtype=torch.float32).to(psf.field.base.device),
+            float(z_range_nm[0]),
+            z_step_nm,
+            sample_nm,
+            psf.pixel_nm,
+            psf.blur_nm,
+            psf.integrate,
+        )
+
+    @property
+    def reach_nm(self) -> float:
+        """Distance from the emitter along x or y to which the table goes."""
+        return (self.coefficients.shape[1] - 1) / 2 * self.sample_nm
+
+    def images(self, xyz_nm: Tensor, shape: tuple[int, int], *, blur_nm: Tensor | None = None) -> Tensor:
+        """Expected fraction of photons in every pixel; see ``protocol.PSF.images``.
+
+        Heights beyond the table take its first or last plane.
+        """
+        size = self.coefficients.shape[1]
+        chunk = max(1, _CHUNK_ELEMENTS // (2 * size * size + shape[0] * (size + shape[1])))
+        parts = [
+            self._images(xyz_nm[i : i + chunk], shape, None if blur_nm is None else blur_nm[i : i + chunk])
+            for i in range(0, xyz_nm.shape[0], chunk)
+        ]
+        return torch.cat(parts) if parts else xyz_nm.new_zeros((0, *shape))
+
+    def _images(self, xyz_nm: Tensor, shape: tuple[int, int], blur_nm: Tensor | None) -> Tensor:
+        variance = xyz_nm.new_full((xyz_nm.shape[0],), self.blur_nm**2)
+        if blur_nm is not None:
+            variance = variance + blur_nm**2
+        sigma = torch.sqrt(variance.clamp_min((_LEAST_BLUR_SAMPLES * self.sample_nm) ** 2))
+        half = (self.coefficients.shape[1] - 1) / 2
+        samples = (torch.arange(2 * half + 1, device=xyz_nm.device, dtype=xyz_nm.dtype) - half) * self.sample_nm
+        weights = [
+            pixel_weights(
+                (torch.arange(shape[i], device=xyz_nm.device, dtype=xyz_nm.dtype) + 0.5) * self.pixel_nm,
+                xyz_nm[:, 1 - i, None] + samples,
+                pixel_nm=self.pixel_nm,
+                sample_pitch_nm=self.sample_nm,
+                blur_nm=sigma,
+                integrate=self.integrate,
+            )
+            for i in (0, 1)
+        ]
+        return weights[0] @ self._planes(xyz_nm[:, 2]) @ weights[1].mT
+
+    def _planes(self, z_nm: Tensor) -> Tensor:
+        """(E, M, M) tables at the heights ``z_nm``, from the natural cubic B-spline."""
+        count = self.coefficients.shape[0]
+        # A spline through n knots has n + 2 coefficients; knot j belongs to coefficients j, j + 1, j + 2.
+        position = ((z_nm - self.z_first_nm) / self.z_step_nm).clamp(0.0, count - 3 - 1e-4)
+        first = position.floor().detach()
+        t = position - first
+        basis = torch.stack(
+            [
+                (1 - t) ** 3 / 6,
+                (3 * t**3 - 6 * t**2 + 4) / 6,
+                (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
+                t**3 / 6,
+            ],
+            dim=1,
+        )
+        flat = self.coefficients.flatten(1)
+        index = first.long()
+        planes = basis[:, 0, None] * flat[index]
+        for k in (1, 2, 3):
+            planes = planes + basis[:, k, None] * flat[index + k]
+        return planes.view(-1, *self.coefficients.shape[1:])
+
+
+def _uniform_spline(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coefficients (Z + 2, ...) of the cubic B-spline through the planes (Z, ...), not-a-knot at both ends."""
+    n = table.shape[0]
+    if n < 4:
+        raise ValueError(f"a spline in z needs at least 4 planes, got {n}.")
+    system = np.zeros((n + 2, n + 2))
+    for offset, weight in enumerate((1 / 6, 4 / 6, 1 / 6)):
+        system[np.arange(n), np.arange(n) + offset] = weight
+    system[n, :5] = system[n + 1, -5:] = (-1, 4, -6, 4, -1)
+    right = np.concatenate([table.reshape(n, -1), np.zeros((2, table[0].size))])
+    return np.linalg.solve(system, right).reshape(n + 2, *table.shape[1:])

@@ -1,0 +1,1 @@
+"""Frames from a microscope that we know: ``scene`` draws everything random, ``render`` is deterministic."""

@@ -1,0 +1,171 @@
+"""Draw scenes: where the emitters are, how bright, on which background. Everything drawn is declared in Ranges."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from smlm_bridge.errors import InputRejected
+from smlm_bridge.simulate.background import BackgroundRanges, draw_background
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What scenes are drawn from: the training space of a model, and it travels inside the model's file.
+
+    Parameters
+    ----------
+    z_nm
+        Heights, uniform.
+    photons
+        Detected photo-electrons of an emitter: the two ends of a uniform or log-uniform law, or shape and scale
+        of a gamma law.
+    photons_law
+        ``"uniform"``, ``"loguniform"`` or ``"gamma"``.
+    density_um2
+        Emitters per square micrometre, uniform from frame to frame.
+    background
+        Photo-electrons per pixel.
+    blur_nm
+        Standard deviation of an additional Gaussian blur, uniform from emitter to emitter.
+    read_noise_e
+        RMS read noise beyond the camera's own, uniform from frame to frame.
+    label_min_photons
+        Emitters below are drawn but not asked for.
+    margin_nm
+        Emitters stand also this far outside the frame.
+    """
+
+    z_nm: tuple[float, float]
+    photons: tuple[float, float] = (1000.0, 10_000.0)
+    photons_law: Literal["uniform", "loguniform", "gamma"] = "loguniform"
+    density_um2: tuple[float, float] = (0.01, 0.6)
+    background: BackgroundRanges = BackgroundRanges()  # noqa: RUF009 - frozen
+    blur_nm: tuple[float, float] = (0.0, 0.0)
+    read_noise_e: tuple[float, float] = (0.0, 0.0)
+    label_min_photons: float = 0.0
+    margin_nm: float = 1300.0
+
+    def __post_init__(self) -> None:
+        for part in ("z_nm", "density_um2", "blur_nm", "read_noise_e"):
+            low, high = getattr(self, part)
+            if not low <= high or (part != "z_nm" and low < 0):
+                raise InputRejected(f"ranges: {part} = {low}:{high} must be two numbers, the lower first.")
+        if min(self.photons) <= 0 or (self.photons_law != "gamma" and self.photons[0] > self.photons[1]):
+            raise InputRejected(f"ranges: photons = {self.photons} must be above 0, the lower first.")
+        if self.photons_law not in ("uniform", "loguniform", "gamma"):
+            raise InputRejected(f"ranges: photons_law '{self.photons_law}' is not uniform, loguniform or gamma.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The ranges as plain numbers and lists."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Ranges":
+        """Read what ``to_json`` wrote, or the same keys from a TOML file.
+
+        Raises
+        ------
+        InputRejected
+            If a key is unknown, missing or of the wrong kind.
+        """
+        return cls(**_checked(cls, {**data, "background": BackgroundRanges(**_checked(BackgroundRanges, data.get("background", {})))}))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One drawn sequence of frames.
+
+    Parameters
+    ----------
+    frame : (E,) int64
+        Frame of each emitter, from 0.
+    xyz_nm : (E, 3)
+        Positions; may lie outside the frame by the margin.
+    photons, blur_nm : (E,)
+        Expected photo-electrons; standard deviation of the additional blur.
+    background : (T, H, W)
+        Photo-electrons per pixel.
+    read_noise_e : (T,)
+        Additional read noise.
+    """
+
+    frame: Tensor
+    xyz_nm: Tensor
+    photons: Tensor
+    blur_nm: Tensor
+    background: Tensor
+    read_noise_e: Tensor
+
+
+def draw(
+    ranges: Ranges,
+    generator: torch.Generator,
+    *,
+    frames: int,
+    shape: tuple[int, int],
+    pixel_nm: float,
+    emitters: int | None = None,
+    clear_nm: float | None = None,
+) -> Scene:
+    """Draw a scene.
+
+    Parameters
+    ----------
+    ranges
+        What to draw from.
+    generator
+        The only source of randomness; its device is the scene's.
+    frames, shape, pixel_nm
+        Number of frames, their rows and columns, the camera pixel.
+    emitters
+        Exactly this many in every frame instead of a density.
+    clear_nm
+        Width of a border kept free of emitters, instead of the margin outside.
+    """
+    height, width = (n * pixel_nm for n in shape)
+    border = clear_nm if clear_nm is not None else -ranges.margin_nm
+    low = torch.tensor([border, border, ranges.z_nm[0]], device=generator.device)
+    high = torch.tensor([width - border, height - border, ranges.z_nm[1]], device=generator.device)
+    if (high < low).any():
+        raise InputRejected(f"a border of {border:g} nm leaves no room in a frame of {width:g} x {height:g} nm.")
+    if emitters is None:
+        area_um2 = float((high - low)[:2].prod()) / 1e6
+        count = torch.poisson(_uniform((frames,), ranges.density_um2, generator) * area_um2, generator=generator)
+    else:
+        count = torch.full((frames,), float(emitters), device=generator.device)
+    frame = torch.repeat_interleave(torch.arange(frames, device=generator.device), count.long())
+    total = frame.numel()
+    return Scene(
+        frame=frame,
+        xyz_nm=low + torch.rand((total, 3), generator=generator, device=generator.device) * (high - low),
+        photons=_photons(ranges, total, generator),
+        blur_nm=_uniform((total,), ranges.blur_nm, generator),
+        background=draw_background(ranges.background, generator, frames=frames, shape=shape),
+        read_noise_e=_uniform((frames,), ranges.read_noise_e, generator),
+    )
+
+
+def _uniform(shape: tuple[int, ...], ends: tuple[float, float], generator: torch.Generator) -> Tensor:
+    return ends[0] + torch.rand(shape, generator=generator, device=generator.device) * (ends[1] - ends[0])
+
+
+def _photons(ranges: Ranges, count: int, generator: torch.Generator) -> Tensor:
+    first, second = ranges.photons
+    if ranges.photons_law == "gamma":
+        shape = torch.full((count,), first, device=generator.device)
+        return torch._standard_gamma(shape, generator=generator) * second
+    if ranges.photons_law == "uniform":
+        return _uniform((count,), (first, second), generator)
+    ends = torch.tensor([first, second]).log().tolist()
+    return _uniform((count,), (ends[0], ends[1]), generator).exp()
+
+
+def _checked(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for a dataclass from JSON or TOML: known keys only, lists as tuples."""
+    known = {part.name for part in fields(kind)}
+    if unknown := set(data) - known:
+        raise InputRejected(f"ranges: unknown keys {sorted(unknown)}; allowed are {sorted(known)}.")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
