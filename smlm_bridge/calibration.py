@@ -58,7 +58,9 @@ class Calibration:
     def __post_init__(self) -> None:
         if (self.pupil is None) == (self.gaussian is None):
             raise InputRejected("a calibration has either a pupil or a Gaussian, not both and not neither.")
-        low, high = self.z_range_nm
+        low, high = (float(z) for z in self.z_range_nm)
+        object.__setattr__(self, "z_range_nm", (low, high))
+        object.__setattr__(self, "blur_nm", float(self.blur_nm))
         if not (np.isfinite([low, high]).all() and low < high):
             raise InputRejected(f"z_range_nm {self.z_range_nm} must be two heights, the lower first.")
         if not (np.isfinite(self.blur_nm) and 0 <= self.blur_nm < 1000):
@@ -68,7 +70,8 @@ class Calibration:
     def hash(self) -> str:
         """SHA-256 over the physics (not the provenance): two calibrations with one hash give one PSF."""
         digest = hashlib.sha256()
-        digest.update(json.dumps([asdict(self.optics), self.z_range_nm, self.blur_nm], sort_keys=True).encode())
+        optics = {name: _canonical(value) for name, value in asdict(self.optics).items()}
+        digest.update(json.dumps([optics, self.z_range_nm, self.blur_nm], sort_keys=True).encode())
         if self.gaussian is not None:
             digest.update(json.dumps(asdict(self.gaussian)).encode())
         if self.pupil is not None:
@@ -92,7 +95,8 @@ class Calibration:
         if self.gaussian is not None:
             from smlm_bridge.psf.gaussian import GaussianPSF
 
-            return GaussianPSF(self.gaussian, self.optics.pixel_nm)
+            optics = self.optics
+            return GaussianPSF(self.gaussian, optics.pixel_nm, self.blur_nm, optics.pixel_integration)
         from smlm_bridge.psf.pupil_psf import PupilPSF
 
         assert self.pupil is not None
@@ -104,9 +108,13 @@ class Calibration:
         """The calibration as an HDF5 file in memory; the schema is described in ``docs/reference``."""
         buffer = io.BytesIO()
         with h5py.File(buffer, "w") as file:
-            file.attrs.update({"format": FORMAT, "version": VERSION, "provenance": json.dumps(dict(self.provenance))})
+            file.attrs.update(
+                {"format": FORMAT, "version": VERSION, "provenance": json.dumps(dict(self.provenance))}
+            )
             file.attrs.update({"z_range_nm": self.z_range_nm, "blur_nm": self.blur_nm})
-            file.create_group("optics").attrs.update({k: v for k, v in asdict(self.optics).items() if v is not None})
+            file.create_group("optics").attrs.update(
+                {k: v for k, v in asdict(self.optics).items() if v is not None}
+            )
             camera = file.create_group("camera")
             for part in fields(self.camera):
                 value = getattr(self.camera, part.name)
@@ -138,16 +146,20 @@ class Calibration:
         try:
             file = h5py.File(io.BytesIO(data), "r")
         except OSError as error:
-            raise InputRejected(f"{name} is not an HDF5 file, so not a calibration (.psf.h5): {error}.") from error
+            raise InputRejected(
+                f"{name} is not an HDF5 file, so not a calibration (.psf.h5): {error}."
+            ) from error
         with file:
             try:
                 return cls._read(file, name)
+            except InputRejected as error:
+                raise InputRejected(f"{name}: {error}") from error
             except KeyError as error:
                 raise InputRejected(f"{name} lacks a field of a calibration: {error.args[0]}.") from error
-            except (TypeError, ValueError, OSError) as error:
-                if isinstance(error, InputRejected):
-                    raise InputRejected(f"{name}: {error}") from error
-                raise InputRejected(f"{name} has a field of the wrong kind: {error}.") from error
+            except (TypeError, ValueError, OSError, AttributeError, RuntimeError, OverflowError) as error:
+                raise InputRejected(
+                    f"{name} has a field of the wrong kind or is damaged: {error}."
+                ) from error
 
     @classmethod
     def _read(cls, file: h5py.File, name: str) -> "Calibration":
@@ -162,36 +174,64 @@ class Calibration:
         known = {part.name for part in fields(Optics)}
         if unknown := set(optics) - known:
             raise InputRejected(f"unknown optics fields {sorted(unknown)}.")
-        for required in ("numerical_aperture", "immersion_index", "sample_index", "wavelength_nm", "pixel_nm"):
+        for required in (
+            "numerical_aperture",
+            "immersion_index",
+            "sample_index",
+            "wavelength_nm",
+            "pixel_nm",
+        ):
             if required not in optics:
                 raise KeyError(f"optics/{required}")
         camera = {key: _plain(value) for key, value in file["camera"].attrs.items()}
-        camera.update({key: _map(file["camera"][key]) for key in file["camera"] if key in _MAPS})
+        camera.update({key: _map(file["camera"], key) for key in file["camera"] if key in _MAPS})
         pupil = gaussian = None
         if "gaussian" in file:
-            gaussian = Gaussian(**{k: tuple(map(float, v)) for k, v in file["gaussian"].attrs.items()})
+            widths: dict[str, Any] = {k: tuple(map(float, v)) for k, v in file["gaussian"].attrs.items()}
+            gaussian = Gaussian(**widths)
         if "pupil" in file:
             group = file["pupil"]
             coefficients = zip(group.attrs["zernike_noll"], group.attrs["zernike_rad"], strict=True)
             pupil = Pupil(
-                _map(group["phase_rad"]),
-                _map(group["amplitude"]),
+                _map(group, "phase_rad"),
+                _map(group, "amplitude"),
                 float(group.attrs["pitch"]),
                 {int(j): float(c) for j, c in coefficients},
             )
         low, high = (float(v) for v in file.attrs["z_range_nm"])
         provenance = json.loads(file.attrs["provenance"])
-        return cls(Optics(**optics), pupil, gaussian, Camera(**camera), (low, high), float(file.attrs["blur_nm"]), provenance)
+        if not isinstance(provenance, dict):
+            raise InputRejected("the provenance is not a table of names and values.")
+        return cls(
+            Optics(**optics),
+            pupil,
+            gaussian,
+            Camera(**camera),
+            (low, high),
+            float(file.attrs["blur_nm"]),
+            provenance,
+        )
 
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _canonical(value: Any) -> Any:
+    """One way to write a number: 110.0 and 110 are the same microscope."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 _LARGEST_MAP = 16_384**2
 
 
-def _map(dataset: Any) -> Any:
-    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 2 or dataset.size > _LARGEST_MAP:
-        raise InputRejected(f"{getattr(dataset, 'name', dataset)} is not a 2-D map of a sensible size.")
+def _map(group: Any, name: str) -> Any:
+    """A 2-D array of the file itself; links and external storage could read other files of the reader."""
+    dataset = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+        if name not in group:
+            raise KeyError(f"{group.name}/{name}".strip("/"))
+        raise InputRejected(f"{name} is not an array stored in this file.")
+    if dataset.ndim != 2 or dataset.size > _LARGEST_MAP:
+        raise InputRejected(f"{name} of shape {dataset.shape} is not a 2-D map of a sensible size.")
     return dataset[()]

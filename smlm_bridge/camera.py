@@ -47,13 +47,16 @@ class Camera:
             value = getattr(self, name)
             if not isinstance(value, int | float):
                 value = np.asarray(value, dtype=np.float32)
+                value = float(value) if value.ndim == 0 else value
                 object.__setattr__(self, name, value)
-                if value.ndim != 2:
-                    raise InputRejected(f"a camera map of {name} has the shape of a frame, got {value.shape}.")
+            if isinstance(value, np.ndarray) and value.ndim != 2:
+                raise InputRejected(f"a camera map of {name} has the shape of a frame, got {value.shape}.")
             if not np.isfinite(value).all():
                 raise InputRejected(f"camera {name} has values that are not finite.")
         if np.min(self.e_per_adu) <= 0:
-            raise InputRejected(f"e_per_adu {np.min(self.e_per_adu):g} must be above 0 (electrons per count).")
+            raise InputRejected(
+                f"e_per_adu {np.min(self.e_per_adu):g} must be above 0 (electrons per count)."
+            )
         if np.min(self.read_noise_e) < 0:
             raise InputRejected(f"read_noise_e {np.min(self.read_noise_e):g} must not be negative.")
         if not 0 < self.quantum_efficiency <= 1:
@@ -63,7 +66,7 @@ class Camera:
 
     @property
     def excess_noise_factor(self) -> float:
-        """Variance of the multiplied signal over the Poisson variance: 2 for an EMCCD at high signal, else 1."""
+        """Variance of the signal over the Poisson variance: 2 for an EMCCD at high signal, else 1."""
         return 2.0 if self.em_gain > 1 else 1.0
 
     def crop(self, y0: int, x0: int, height: int, width: int) -> "Camera":
@@ -75,7 +78,11 @@ class Camera:
             return value
 
         return Camera(
-            cut(self.offset), cut(self.e_per_adu), cut(self.read_noise_e), self.quantum_efficiency, self.em_gain
+            cut(self.offset),
+            cut(self.e_per_adu),
+            cut(self.read_noise_e),
+            self.quantum_efficiency,
+            self.em_gain,
         )
 
     def to_photons(self, frames: NDArray[np.generic]) -> NDArray[np.float32]:
@@ -90,8 +97,8 @@ class Camera:
             value = getattr(self, name)
             if isinstance(value, np.ndarray) and value.shape != frames.shape[-2:]:
                 raise InputRejected(
-                    f"the camera's {name} map is {value.shape}, the frames are {frames.shape[-2:]} (rows, columns). "
-                    "Give a map of the same region, or a number."
+                    f"the camera's {name} map is {value.shape}, the frames are {frames.shape[-2:]} (rows, "
+                    "columns). Give a map of the same region, or a number."
                 )
         photons = np.asarray(frames, dtype=np.float32) - np.asarray(self.offset, dtype=np.float32)
         photons *= np.asarray(self.e_per_adu, dtype=np.float32) / np.float32(self.em_gain)
@@ -104,8 +111,8 @@ class Camera:
     def variance_photons(self, photons: NDArray[np.floating]) -> NDArray[np.float64]:
         """Variance of ``to_photons`` of a recorded frame whose mean is ``photons``.
 
-        Shot noise times the excess factor (Robbins & Hadwen 2003, high-signal limit), plus read noise referred
-        to the input (Huang 2013).
+        Shot noise times the excess factor (Robbins & Hadwen 2003, high-signal limit), plus read noise
+        referred to the input (Huang 2013).
         """
         read = np.asarray(self.read_noise_e, dtype=np.float64) / self.em_gain
         return self.excess_noise_factor * np.maximum(photons, 0.0) + read**2
@@ -125,6 +132,8 @@ class Camera:
             electrons = torch._standard_gamma(electrons, generator=generator) * self.em_gain
         read_noise = like(self.read_noise_e)
         if torch.any(read_noise > 0):
-            noise = torch.randn(photons.shape, dtype=photons.dtype, device=photons.device, generator=generator)
+            noise = torch.randn(
+                photons.shape, dtype=photons.dtype, device=photons.device, generator=generator
+            )
             electrons = electrons + noise * read_noise
         return electrons / like(self.e_per_adu) + like(self.offset)

@@ -1,8 +1,8 @@
 """The Cramér-Rao bound: the best precision that any unbiased estimator can reach with a PSF and a camera.
 
 I_ab = sum over pixels of d_a mu d_b mu / v(mu), with v the variance of the camera's photo-electrons (Poisson;
-Huang et al. 2013 for read noise; the excess factor for EMCCDs). Always all five parameters x, y, z, photons and
-background, because fixing a nuisance parameter makes the bound too good.
+Huang et al. 2013 for read noise; the excess factor for EMCCDs). Always all five parameters x, y, z, photons
+and background, because fixing a nuisance parameter makes the bound too good.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from smlm_bridge.errors import InputRejected
 from smlm_bridge.psf.protocol import PSF
 
 PARAMETERS = ("x_nm", "y_nm", "z_nm", "photons", "background")
+_SINGULAR = 1e-10  # least eigenvalue of the information, scaled to unit diagonal
 
 
 def derivatives(
@@ -44,7 +45,8 @@ def derivatives(
     fraction = images(xyz_nm)
     directions = torch.eye(3, dtype=xyz_nm.dtype, device=xyz_nm.device)
     slopes = [
-        torch.func.jvp(images, (xyz_nm,), (direction.expand_as(xyz_nm).contiguous(),))[1] for direction in directions
+        torch.func.jvp(images, (xyz_nm,), (direction.expand_as(xyz_nm).contiguous(),))[1]
+        for direction in directions
     ]
     brightness = photons.to(fraction)[:, None, None]
     by_position = [slope * brightness for slope in slopes]
@@ -81,22 +83,29 @@ def crlb(
 ) -> Tensor:
     """(E, 5) lowest standard deviations by ``PARAMETERS``; see ``fisher`` for the arguments.
 
+    A parameter that an image does not determine, e.g. z exactly in the focus of a symmetric PSF, has the bound
+    ``inf``.
+
     Raises
     ------
     InputRejected
-        If a parameter cannot be estimated at all (singular information), e.g. z of a PSF that does not change.
+        If that is so for every emitter (singular information), e.g. with a PSF that does not change with z.
     """
     information = fisher(psf, camera, xyz_nm, photons, background, shape=shape, blur_nm=blur_nm)
     # Scaled to unit diagonal first: nanometres, photons and background differ by orders of magnitude.
-    scale = torch.diagonal(information, dim1=1, dim2=2).clamp_min(1e-300).rsqrt()
-    normalised = information * scale[:, :, None] * scale[:, None, :]
-    eigenvalues = torch.linalg.eigvalsh(normalised)
-    if bool((eigenvalues[:, 0] < 1e-10).any()):
+    diagonal = torch.diagonal(information, dim1=1, dim2=2)
+    scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+    eigenvalues, vectors = torch.linalg.eigh(information * scale[:, :, None] * scale[:, None, :])
+    singular = eigenvalues < _SINGULAR
+    if len(singular) and bool(singular.any(1).all()):
         raise InputRejected(
             "at least one of x, y, z, photons, background cannot be told from these images (singular Fisher "
             "information), e.g. z of a PSF that does not change with z. Use a larger window or another PSF."
         )
-    return torch.diagonal(torch.linalg.inv(normalised), dim1=1, dim2=2).sqrt() * scale
+    shares = vectors.square()  # (E, 5, 5): of each parameter in each eigenvector
+    variance = (shares / eigenvalues.masked_fill(singular, torch.inf)[:, None, :]).sum(2)
+    undetermined = (shares * singular[:, None, :]).sum(2) > 1e-6
+    return variance.sqrt().mul(scale).masked_fill(undetermined, torch.inf)
 
 
 def crlb_table(
@@ -129,12 +138,20 @@ def crlb_table(
     """
     if photons <= 0 or background < 0:
         raise InputRejected(f"photons {photons:g} must be above 0 and background {background:g} not below 0.")
-    if isinstance(camera.offset, np.ndarray) or isinstance(camera.read_noise_e, np.ndarray):
-        rows, columns = np.broadcast(camera.offset, camera.e_per_adu, camera.read_noise_e).shape
+    if isinstance(camera.read_noise_e, np.ndarray):
+        rows, columns = camera.read_noise_e.shape
+        if min(rows, columns) < size_px:
+            raise InputRejected(
+                f"the camera's read noise map of {columns} x {rows} pixels is smaller than the window of {size_px}. "
+                "Give a larger map, a number, or a smaller window."
+            )
         camera = camera.crop((rows - size_px) // 2, (columns - size_px) // 2, size_px, size_px)
     centre = size_px / 2 * psf.pixel_nm
     xyz = torch.tensor([[centre, centre, float(z)] for z in z_nm], dtype=torch.float64, device=device)
     ones = torch.ones(len(xyz), dtype=torch.float64, device=device)
     bound = crlb(psf, camera, xyz, photons * ones, background * ones, shape=(size_px, size_px)).cpu().numpy()
     columns_of = {name: f"sigma_{name}" for name in PARAMETERS}
-    return pd.DataFrame({"z_nm": np.asarray(z_nm, dtype=float)} | {columns_of[p]: bound[:, i] for i, p in enumerate(PARAMETERS)})
+    return pd.DataFrame(
+        {"z_nm": np.asarray(z_nm, dtype=float)}
+        | {columns_of[p]: bound[:, i] for i, p in enumerate(PARAMETERS)}
+    )

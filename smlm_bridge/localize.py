@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from smlm_bridge.camera import Camera
-from smlm_bridge.errors import InputRejected
+from smlm_bridge.errors import InputRejected, MissingDependency, SmlmError
 from smlm_bridge.model import Model
 from smlm_bridge.networks.decode import decode
 from smlm_bridge.networks.maps import MAP_NAMES
@@ -65,10 +65,14 @@ class LocalizeOptions:
     block_pixels: int = 400_000
 
     def __post_init__(self) -> None:
-        if self.threshold is not None and not 0 < self.threshold < 9:
-            raise InputRejected(f"threshold {self.threshold} must lie in 0 to 1 (probability of an emitter).")
-        if self.tile_px < 64:
-            raise InputRejected(f"tile_px {self.tile_px} must be 64 or more.")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise InputRejected(
+                f"threshold {self.threshold} must lie between 0 and 1 (probability of an emitter)."
+            )
+        if self.tile_px < 64 or self.block_pixels < 1:
+            raise InputRejected(
+                f"tile_px {self.tile_px} must be 64 or more, block_pixels {self.block_pixels} 1 or more."
+            )
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def localize(
     model: Model,
     *,
     camera: Camera | None = None,
-    options: LocalizeOptions = LocalizeOptions(),  # noqa: B008 - frozen
+    options: LocalizeOptions = LocalizeOptions(),
     on_step: Callable[[int, int], None] | None = None,
 ) -> Iterator[Localized]:
     """Localize every frame of a movie, block by block, in order.
@@ -106,6 +110,11 @@ def localize(
     ------
     Localized
         A frame that cannot be read or is not finite is reported in ``failed``; the rest goes on.
+
+    Raises
+    ------
+    InputRejected
+        If no frame can be localized: the model takes other channels, or a map of the camera has another size.
     """
     camera = camera if camera is not None else model.info.calibration.camera
     done = 0
@@ -132,8 +141,7 @@ def localize_frames(
         If the number of channels is not the model's or a value is not finite.
     """
     info = model.info
-    if counts.shape[1] != info.channels:
-        raise InputRejected(f"the model takes {info.channels} channel(s), the frames have {counts.shape[1]}.")
+    _check(counts, model, camera)
     photons = camera.to_photons(counts)
     if not np.isfinite(photons).all():
         bad = int(np.count_nonzero(~np.isfinite(photons)))
@@ -194,24 +202,56 @@ def _spans(length: int, core: int, halo: int) -> list[_Span]:
 def _block(
     source: Frames, start: int, stop: int, model: Model, camera: Camera, options: LocalizeOptions
 ) -> tuple[Localized, int]:
-    """Localize frames start to stop; when that fails, one by one, to find out which."""
+    """Localize frames start to stop, and say how many pixels a frame has (0 if not known)."""
     first = source.first_frame
     try:
         counts = source.read(start, stop)
+    except MissingDependency:
+        raise
+    except (SmlmError, OSError, ValueError) as error:
+        return _one_by_one(error, source, start, stop, model, camera, options)
+    _check(counts, model, camera)
+    try:
         table = localize_frames(counts, model, camera=camera, options=options)
-    except (InputRejected, OSError, ValueError) as error:
-        if stop - start == 1:
-            _LOG.warning("frame %d: %s", first + start + 1, error)
-            return Localized(start, stop, _table(None), {first + start: str(error)}), 0
-        parts = [_block(source, i, i + 1, model, camera, options) for i in range(start, stop)]
-        tables = [part.table for part, _ in parts]
-        failed = {frame: reason for part, _ in parts for frame, reason in part.failed.items()}
-        return Localized(start, stop, pd.concat(tables, ignore_index=True), failed), max(p for _, p in parts)
+    except InputRejected as error:
+        return _one_by_one(error, source, start, stop, model, camera, options)
     pixel_nm = model.info.calibration.optics.pixel_nm
     table["frame"] += first + start
     table["x_nm"] += source.x0 * pixel_nm
     table["y_nm"] += source.y0 * pixel_nm
     return Localized(start, stop, table, {}), counts.shape[-2] * counts.shape[-1]
+
+
+def _one_by_one(
+    error: Exception,
+    source: Frames,
+    start: int,
+    stop: int,
+    model: Model,
+    camera: Camera,
+    options: LocalizeOptions,
+) -> tuple[Localized, int]:
+    """What is left of a block that failed with ``error``: each frame alone, the bad ones reported."""
+    if stop - start == 1:
+        frame = source.first_frame + start
+        _LOG.warning("frame %d: %s", frame + 1, error)
+        return Localized(start, stop, _table(None), {frame: str(error)}), 0
+    parts = [_block(source, i, i + 1, model, camera, options) for i in range(start, stop)]
+    tables = [part.table for part, _ in parts]
+    failed = {frame: reason for part, _ in parts for frame, reason in part.failed.items()}
+    filled = [table for table in tables if len(table)] or tables[:1]
+    merged = pd.concat(filled, ignore_index=True)
+    return Localized(start, stop, merged, failed), max(pixels for _, pixels in parts)
+
+
+def _check(counts: NDArray[np.generic], model: Model, camera: Camera) -> None:
+    """Refuse what would fail in every frame."""
+    if counts.shape[1] != model.info.channels:
+        raise InputRejected(
+            f"the model takes {model.info.channels} channel(s), the frames have {counts.shape[1]}. "
+            "Choose another model, or give the right channels."
+        )
+    camera.to_photons(counts[:0])
 
 
 def _table(found: dict[str, NDArray[np.float64]] | None) -> pd.DataFrame:

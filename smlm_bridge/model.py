@@ -35,8 +35,8 @@ class ModelInfo:
     channels
         Input channels.
     size_step, reach_px
-        Height and width of the input are multiples of the first; an output pixel depends on input pixels up to
-        the second away.
+        Height and width of the input are multiples of the first; an output pixel depends on input pixels up
+        to the second away.
     threshold
         Default detection threshold of the decoder.
     training, scores
@@ -95,22 +95,31 @@ class ModelInfo:
             info = json.loads(metadata[_INFO_KEY])
             if info["format"] != FORMAT or info["version"] != VERSION:
                 raise InputRejected(
-                    f"{name} is '{info['format']}' version {info['version']}; this program reads version {VERSION}."
+                    f"{name} is '{info['format']}' version {info['version']}; this program reads version "
+                    f"{VERSION}. Use the program version that wrote it, or train again."
                 )
             data = base64.b64decode(metadata[_CALIBRATION_KEY], validate=True)
             calibration = Calibration.from_bytes(data, name=f"the calibration inside {name}")
-            wanted = {key: info[key] for key in ("name", "system", "purpose", "ranges", "training", "scores")}
+            texts = {key: str(info[key]) for key in ("name", "system", "purpose")}
+            tables = {key: dict(info[key]) for key in ("ranges", "training", "scores")}
             numbers = {key: int(info[key]) for key in ("channels", "size_step", "reach_px")}
             threshold, digest = float(info["threshold"]), info["calibration_hash"]
         except InputRejected:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InputRejected(f"{name}: the metadata of the model is damaged ({error!r}).") from error
         if digest != calibration.hash:
             raise InputRejected(f"{name}: the calibration inside is not the one the model was trained on.")
-        if not (1 <= numbers["channels"] <= 8 and 1 <= numbers["size_step"] <= 64 and 0 <= numbers["reach_px"] <= 4096):
+        if not (
+            1 <= numbers["channels"] <= 8
+            and 1 <= numbers["size_step"] <= 64
+            and 0 <= numbers["reach_px"] <= 4096
+        ):
             raise InputRejected(f"{name}: {numbers} are no sizes of a network.")
-        return cls(calibration=calibration, threshold=threshold, **wanted, **numbers)
+        if not 0 < threshold < 1:
+            raise InputRejected(f"{name}: the detection threshold {threshold} is no probability.")
+        parts: dict[str, Any] = {**texts, **tables, **numbers}
+        return cls(calibration=calibration, threshold=threshold, **parts)
 
 
 @dataclass(frozen=True)

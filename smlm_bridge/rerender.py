@@ -106,7 +106,9 @@ def _emitter_images(xyz_nm: FloatArray, psf: PSF, shape: tuple[int, int], reach_
     for image, window, (x0, y0) in zip(images, windows, corner, strict=True):
         rows, columns = slice(max(0, y0), min(height, y0 + side)), slice(max(0, x0), min(width, x0 + side))
         if rows.start < rows.stop and columns.start < columns.stop:
-            image[rows, columns] = window[rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0]
+            image[rows, columns] = window[
+                rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0
+            ]
     return images.reshape(len(xyz_nm), -1)
 
 
@@ -128,5 +130,5 @@ def _non_negative(design: FloatArray, data: FloatArray) -> FloatArray:
     gram[np.diag_indices_from(gram)] += 1e-9  # two emitters at one place share the light
     upper = np.linalg.cholesky(gram).T
     right = np.linalg.solve(upper.T, scaled @ data)
-    solution: FloatArray = nnls(upper, right, maxiter=30 * len(gram))[0] * scale
+    solution: FloatArray = np.asarray(nnls(upper, right, maxiter=30 * len(gram))[0]) * scale
     return solution

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from smlm_bridge.calibration import Calibration
-from smlm_bridge.errors import InputRejected
+from smlm_bridge.camera import Camera
+from smlm_bridge.errors import InputRejected, SmlmError
 from smlm_bridge.networks.dense import DenseLocalizer, DenseScaling, Targets, stabilise
 from smlm_bridge.psf.gaussian import GaussianPSF
 from smlm_bridge.psf.protocol import PSF
@@ -19,6 +21,7 @@ from smlm_bridge.psf.spline import SplinePSF
 from smlm_bridge.simulate.render import in_label_set, record, render
 from smlm_bridge.simulate.scene import Ranges, Scene, draw
 
+_LEAST_Z_RANGE_NM = 2.0  # a single height is a range, too
 LOSS_WEIGHTS: Mapping[str, float] = {"detection": 1.0, "localization": 0.3, "background": 0.3}
 
 
@@ -56,7 +59,9 @@ class TrainOptions:
     def __post_init__(self) -> None:
         step = 2 ** (len(self.widths) - 1)
         if self.patch_px % step:
-            raise InputRejected(f"patch_px {self.patch_px} must be a multiple of {step} for {len(self.widths)} scales.")
+            raise InputRejected(
+                f"patch_px {self.patch_px} must be a multiple of {step} for {len(self.widths)} scales."
+            )
         if self.samples < self.batch or self.minutes <= 0:
             raise InputRejected(f"nothing to train: samples {self.samples}, minutes {self.minutes}.")
 
@@ -73,8 +78,13 @@ class Progress:
 class Trainer:
     """A training that can be stopped after any step and resumed.
 
-    The loop is ``while not trainer.done: trainer.step()``; ``state_dict`` and ``load_state_dict`` carry weights,
-    optimiser, random state and budget, so that a resumed training draws the very same frames.
+    The loop is ``while not trainer.done: trainer.step()``; ``state_dict`` and ``load_state_dict`` carry
+    weights, optimiser, random state and budget, so that a resumed training draws the very same frames.
+
+    Raises
+    ------
+    InputRejected
+        If a map of the calibration's camera is smaller than a patch.
     """
 
     def __init__(
@@ -90,12 +100,14 @@ class Trainer:
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(options.seed)
         self.psf = training_psf(calibration, ranges, reach_px=options.reach_px, device=self.device)
-        torch.manual_seed(options.seed)
         scaling = self._scaling()
-        network = DenseLocalizer(1, options.widths, options.bottom_dilations, scaling)
+        with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
+            torch.manual_seed(options.seed)
+            network = DenseLocalizer(1, options.widths, options.bottom_dilations, scaling)
         if weights is not None:
             network.load_state_dict(weights)
-        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.network: DenseLocalizer = network.to(self.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
@@ -162,32 +174,64 @@ class Trainer:
         Raises
         ------
         InputRejected
-            If the checkpoint belongs to another calibration or other ranges.
+            If the checkpoint belongs to another calibration, other ranges or another network.
         """
         if state["calibration_hash"] != self.calibration.hash or state["ranges"] != self.ranges.to_json():
             raise InputRejected(
-                "the checkpoint was trained on another calibration or other ranges. Resume with the same ones, "
-                "or start afresh from its weights with --from."
+                "the checkpoint was trained on another calibration or other ranges. Resume with the same "
+                "ones, or start afresh from its weights with --from."
             )
+        for name in ("widths", "bottom_dilations"):
+            if tuple(state["options"][name]) != tuple(getattr(self.options, name)):
+                raise InputRejected(
+                    f"the checkpoint's network has {name} {tuple(state['options'][name])}, this training "
+                    f"{tuple(getattr(self.options, name))}. Resume with the same network."
+                )
+        self.network.scaling = DenseScaling(**state["scaling"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.progress = Progress(**state["progress"])
 
     def _photons(self, scene: Scene) -> Tensor:
-        camera = self.calibration.camera
+        camera = self._patch_of_camera()
         counts = record(scene, render(scene, self.psf), camera, self.generator)
-        offset, gain = (torch.as_tensor(v, dtype=counts.dtype, device=counts.device) for v in (camera.offset, camera.e_per_adu))
+        offset, gain = (
+            torch.as_tensor(v, dtype=counts.dtype, device=counts.device)
+            for v in (camera.offset, camera.e_per_adu)
+        )
         return ((counts - offset) * (gain / camera.em_gain))[:, None]
+
+    def _patch_of_camera(self) -> Camera:
+        """The camera of a patch: of maps a random part, another one in every batch."""
+        camera, side = self.calibration.camera, self.options.patch_px
+        maps = [
+            v for v in (camera.offset, camera.e_per_adu, camera.read_noise_e) if isinstance(v, np.ndarray)
+        ]
+        if not maps:
+            return camera
+        shape = np.min([value.shape for value in maps], axis=0)
+        if shape.min() < side:
+            raise InputRejected(
+                f"the camera's maps of {shape[1]} x {shape[0]} pixels are smaller than a training patch of "
+                f"{side} pixels. Give maps of the whole chip, numbers, or a smaller patch."
+            )
+        y0, x0 = (
+            int(torch.randint(int(n) - side + 1, (), generator=self.generator, device=self.device))
+            for n in shape
+        )
+        return camera.crop(y0, x0, side, side)
 
     def _scaling(self) -> DenseScaling:
         """Input statistics from a few simulated frames; output units from the ranges."""
         ranges, camera = self.ranges, self.calibration.camera
         generator_state = self.generator.get_state()
         shape = (self.options.patch_px, self.options.patch_px)
-        scene = draw(ranges, self.generator, frames=32, shape=shape, pixel_nm=self.calibration.optics.pixel_nm)
-        read = torch.as_tensor(camera.read_noise_e).float().mean() / camera.em_gain
-        read_variance = float(read**2) + (sum(ranges.read_noise_e) / 2) ** 2
+        scene = draw(
+            ranges, self.generator, frames=32, shape=shape, pixel_nm=self.calibration.optics.pixel_nm
+        )
+        read = float(np.mean(camera.read_noise_e)) / camera.em_gain
+        read_variance = read**2 + (sum(ranges.read_noise_e) / 2) ** 2
         frames = stabilise(self._photons(scene), read_variance)
         self.generator.set_state(generator_state)
         return DenseScaling(
@@ -196,7 +240,7 @@ class Trainer:
             input_scale=float(frames.std().clamp_min(1.0)),
             pixel_nm=self.calibration.optics.pixel_nm,
             z_mid_nm=sum(ranges.z_nm) / 2,
-            z_half_nm=(ranges.z_nm[1] - ranges.z_nm[0]) / 2,
+            z_half_nm=max(ranges.z_nm[1] - ranges.z_nm[0], _LEAST_Z_RANGE_NM) / 2,
             photons=float(scene.photons.log().mean().exp()) if scene.photons.numel() else 1000.0,
             background=float(scene.background.mean().clamp_min(0.1)),
         )
@@ -220,16 +264,25 @@ def train(
 ) -> DenseLocalizer:
     """Run a training to the end of its budget.
 
-    ``on_step`` sees the progress and the loss after every step; it may save ``trainer.state_dict()``, evaluate,
-    or raise to stop.
+    ``on_step`` sees the progress and the loss after every step; it may save ``trainer.state_dict()``,
+    evaluate, or raise to stop.
+
+    Raises
+    ------
+    SmlmError
+        If the loss is not finite; ``on_step`` has not seen that step, so a checkpoint of it holds good weights.
     """
     while not trainer.done:
         terms = trainer.step()
         if not math.isfinite(sum(terms.values())):
-            raise InputRejected(f"the loss is not finite after {trainer.progress.samples} samples: {terms}.")
+            raise SmlmError(
+                f"the loss is not finite after {trainer.progress.samples} samples: {terms}. Resume from the last "
+                "checkpoint or start with a lower learning rate."
+            )
         if on_step is not None:
             on_step(trainer.progress, terms)
-    return trainer.network.eval()
+    trainer.network.eval()
+    return trainer.network
 
 
 def _schedule(fraction: float) -> float:

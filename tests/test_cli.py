@@ -333,3 +333,353 @@ def test_conversions_not_built_and_missing_inputs(table: Path, capsys: pytest.Ca
     assert "not built yet" in capsys.readouterr().err
     assert main(["convert", "missing.csv", str(table.with_name("out.parquet"))]) == 3
     assert "missing.csv" in capsys.readouterr().err
+
+
+# ---- verbs over files
+
+# Forward-mode derivatives make torch announce the end of a part of its own.
+TORCH_PLANS = pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> Path:
+    from smlm_bridge.calibration import Calibration
+    from smlm_bridge.camera import Camera
+    from smlm_bridge.io.calibration import save_calibration
+    from smlm_bridge.optics.microscope import Optics
+    from smlm_bridge.optics.pupil import Pupil
+
+    optics = Optics(1.2, 1.518, 1.33, 600.0, 120.0, focus_nm=700.0, model="scalar", pixel_integration=False)
+    pupil = Pupil.flat(32, {6: 1.0})
+    path = tmp_path / "astigmatic.psf.h5"
+    camera = Camera(offset=100.0, e_per_adu=0.5, read_noise_e=1.0)
+    save_calibration(path, Calibration(optics, pupil, camera=camera, z_range_nm=(200.0, 1000.0)))
+    return path
+
+
+@pytest.fixture
+def movie(calibration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, Path]:
+    frames, truth = tmp_path / "frames.tif", tmp_path / "truth.csv"
+    arguments = [
+        "-o",
+        str(frames),
+        "--truth",
+        str(truth),
+        "--frames",
+        "3",
+        "--emitters",
+        "2",
+        "--size-px",
+        "24x30",
+    ]
+    ranges = ["--photons", "20000:20000", "--background", "5:5", "--z-nm", "300:900", "--clear-nm", "800"]
+    assert main(["simulate", str(calibration), *arguments, *ranges, "--seed", "3", "--json"]) == 0
+    assert only_object(capsys.readouterr().out) == {"frames": 3, "emitters": 6, "seed": 3}
+    return frames, truth
+
+
+def test_simulate_writes_frames_of_the_camera_and_their_truth(
+    calibration: Path, movie: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+    import tifffile
+
+    from smlm_bridge.io.thunderstorm import read_table
+
+    frames, truth = movie
+    stack = tifffile.imread(frames)
+    assert (stack.shape, stack.dtype.name) == ((3, 24, 30), "uint16")
+    assert 90 < stack.min() < np.median(stack) < 130  # an offset of 100, and 5 photo-electrons of 0.5 a count
+    table = read_table(truth)
+    assert sorted(table["frame"]) == [0, 0, 1, 1, 2, 2]
+    assert (table["photons"] == 20000).all()
+    assert (table["background"] == 5).all()
+    again = tmp_path / "again.tif"
+    arguments = [
+        "simulate",
+        str(calibration),
+        "-o",
+        str(again),
+        "--frames",
+        "1",
+        "--emitters",
+        "0",
+        "--size-px",
+        "8x8",
+    ]
+    assert main([*arguments, "--offset", "0", "--background", "0"]) == 0
+    assert tifffile.imread(again).max() < 20  # the option won over the calibration's offset
+    assert main([*arguments, "--overwrite", "--density-um2", "0.1"]) == 2
+    assert main([*arguments, "--lifetime-frames", "2", "--overwrite"]) == 2
+    assert "--lifetime-frames of 'simulate' is not built yet" in capsys.readouterr().err
+
+
+@TORCH_PLANS
+def test_evaluate_scores_and_compares_with_the_bound(
+    calibration: Path, movie: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from smlm_bridge.io.thunderstorm import read_table, write_table
+
+    truth = movie[1]
+    shifted = read_table(truth)
+    shifted["x_nm"] += 3.0
+    write_table(truth.with_name("locs.csv"), shifted)
+    arguments = ["evaluate", str(truth.with_name("locs.csv")), str(truth), "--json"]
+    assert main(arguments) == 0
+    values = only_object(capsys.readouterr().out)
+    assert (values["jaccard"], values["matched"], values["rmse_over_crlb"]) == (1.0, 6, None)
+    assert values["rmse_lateral_nm"] == pytest.approx(3.0, abs=0.01)
+    assert values["bias_nm"] == pytest.approx([3.0, 0.0, 0.0], abs=0.01)
+    assert main([*arguments, "--calibration", str(calibration)]) == 0
+    ratio = only_object(capsys.readouterr().out)["rmse_over_crlb"]
+    assert isinstance(ratio, list)
+    assert 0.5 < ratio[0] < 10
+    assert ratio[1] < 0.01
+
+
+@TORCH_PLANS
+def test_crlb_gives_lists_over_a_sequence_that_starts_with_a_minus(
+    calibration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, plot = tmp_path / "crlb.csv", tmp_path / "crlb.png"
+    arguments = [
+        "crlb",
+        str(calibration),
+        "-o",
+        str(table),
+        "--plot",
+        str(plot),
+        "--json",
+        "--window-px",
+        "21",
+    ]
+    assert main([*arguments, "--z-nm", "-100:500:300", "--photons", "1000", "--background", "10"]) == 0
+    values = only_object(capsys.readouterr().out)
+    assert values["z_nm"] == [-100.0, 200.0, 500.0]
+    for name in ("sigma_x_nm", "sigma_y_nm", "sigma_z_nm", "sigma_photons", "sigma_background"):
+        column = values[name]
+        assert isinstance(column, list)
+        assert all(value > 0 for value in column)
+    assert table.read_text().startswith("z_nm,sigma_x_nm")
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_rerender_explains_what_was_simulated(
+    calibration: Path, movie: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+    import tifffile
+
+    frames, truth = movie
+    model, residual = tmp_path / "model.tif", tmp_path / "residual.tif"
+    arguments = ["rerender", str(truth), str(frames), str(calibration), "--json"]
+    assert main([*arguments, "-o", str(model), "--residual", str(residual)]) == 0
+    explained = only_object(capsys.readouterr().out)["explained_signal"]
+    assert isinstance(explained, list)
+    assert len(explained) == 1
+    assert explained[0] > 0.95
+    given = tifffile.imread(frames).astype(np.float32)
+    np.testing.assert_allclose(tifffile.imread(model) + tifffile.imread(residual), given, atol=0.01)
+    assert main([*arguments, "--frames", "2:3", "--roi", "2,3,20,18"]) == 0
+    part = only_object(capsys.readouterr().out)
+    assert part["frames"] == 2
+    assert isinstance(part["explained_signal"], list)
+    assert part["explained_signal"][0] > 0.95
+
+
+def bright_pixel_model(calibration: Path, path: Path) -> None:
+    """A model whose probability is the photo-electrons over 1000, with constants for everything else."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    numpy = pytest.importorskip("numpy")
+    from smlm_bridge.io.calibration import load_calibration
+    from smlm_bridge.model import ModelInfo
+
+    weight = numpy.zeros((10, 1, 1, 1), numpy.float32)
+    weight[0] = 1e-3
+    bias = numpy.array([0, 12, -12, 500, 900, 5, 6, 7, 8, 9], numpy.float32)
+    names = {"frames": 1, "maps": 10}
+    values = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", c, "h", "w"]) for n, c in names.items()
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["frames", "weight", "bias"], ["maps"])],
+        "bright",
+        values[:1],
+        values[1:],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    info = ModelInfo("bright", "dense", "tests", load_calibration(calibration), {}, 1, 1, 1)
+    helper.set_model_props(model, info.to_metadata())
+    onnx.save(model, path)
+
+
+@pytest.fixture
+def dots(tmp_path: Path) -> Path:
+    """Frames of counts 100 with one bright pixel in each: at columns 6, 9, 12 and 15, row 7."""
+    import numpy as np
+    import tifffile
+
+    stack = np.full((4, 20, 24), 100, np.uint16)
+    for index in range(4):
+        stack[index, 7, 6 + 3 * index] = 2100
+    path = tmp_path / "dots.tif"
+    tifffile.imwrite(path, stack, photometric="minisblack")
+    return path
+
+
+def test_localize_refers_to_the_whole_movie_and_needs_no_torch(
+    calibration: Path, dots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from smlm_bridge.io.thunderstorm import read_table
+
+    model, table = tmp_path / "bright.onnx", tmp_path / "table.csv"
+    bright_pixel_model(calibration, model)
+    arguments = ["localize", str(dots), "-o", str(table), "--model", str(model), "--json"]
+    code = (
+        f"import sys; from smlm_bridge.cli import main; code = main({[*arguments, '--frames', '2:3']!r});"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    values = only_object(done.stdout)
+    assert {key: values[key] for key in ("frames", "localizations", "failed_frames", "coverage")} == {
+        "frames": 2, "localizations": 2, "failed_frames": 0, "coverage": None,
+    }  # fmt: skip
+    whole = read_table(table)
+    assert list(whole["frame"]) == [1, 2]
+    assert list(whole["x_nm"]) == [9.5 * 120 + 12, 12.5 * 120 + 12]
+    assert list(whole["y_nm"]) == [7.5 * 120 - 12] * 2
+    protocol = json.loads(table.with_suffix(".protocol.json").read_text())
+    assert protocol["camera"]["offset"] == 100.0
+    assert main([*arguments, "--overwrite", "--frames", "2:3", "--roi", "4,3,12,10", "--offset", "99"]) == 0
+    capsys.readouterr()
+    assert read_table(table)[["frame", "x_nm", "y_nm"]].equals(whole[["frame", "x_nm", "y_nm"]])
+
+
+def test_localize_refuses_what_cannot_work(
+    calibration: Path, dots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+    import tifffile
+
+    model = tmp_path / "bright.onnx"
+    bright_pixel_model(calibration, model)
+    arguments = ["localize", str(dots), "-o", str(tmp_path / "table.csv")]
+    assert main(arguments) == 2
+    assert main([*arguments, "--calibration", str(calibration)]) == 2
+    assert main([*arguments, "--model", str(model), "--refine"]) == 2
+    assert "--refine of 'localize' is not built yet" in capsys.readouterr().err
+    assert main([*arguments, "--model", "nothing"]) == 3
+    assert main([*arguments, "--model", str(model), "--frames", "3:9"]) == 3
+    tifffile.imwrite(tmp_path / "map.tif", np.full((5, 5), 100, np.float32))
+    assert main([*arguments, "--model", str(model), "--offset", str(tmp_path / "map.tif")]) == 3
+    assert "map" in capsys.readouterr().err
+    assert not (tmp_path / "table.csv").exists()
+
+
+def test_a_camera_map_of_the_whole_chip_is_cut_to_the_region(
+    calibration: Path, dots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+    import tifffile
+
+    offset = np.full((20, 24), 100, np.float32)
+    offset[7, 6] = 2100  # the bright pixel of frame 1 is only a hot one
+    tifffile.imwrite(tmp_path / "map.tif", offset)
+    model = tmp_path / "bright.onnx"
+    bright_pixel_model(calibration, model)
+    arguments = ["localize", str(dots), "-o", str(tmp_path / "table.csv"), "--model", str(model), "--json"]
+    assert main([*arguments, "--offset", str(tmp_path / "map.tif"), "--roi", "4,3,12,10"]) == 0
+    assert only_object(capsys.readouterr().out)["localizations"] == 3
+
+
+MICROSCOPE = ["--numerical-aperture", "1.45", "--immersion-index", "1.518", "--sample-index", "1.33"]
+SETUP = [
+    *MICROSCOPE,
+    "--wavelength-nm",
+    "580",
+    "--pixel-nm",
+    "110",
+    "--focus-nm",
+    "-100",
+    "--no-supercritical",
+]
+
+
+def test_a_mask_becomes_a_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+    import scipy.io
+
+    from smlm_bridge.io.calibration import load_calibration
+
+    mask, target = tmp_path / "mask.mat", tmp_path / "mask.psf.h5"
+    scipy.io.savemat(mask, {"phase": np.zeros((201, 201))})
+    relay = ["--slm-pixel-um", "24", "--relay-focal-mm", "150", "--magnification", "100"]
+    assert main(["convert", str(mask), str(target), *SETUP, *relay, "--z-nm", "-100:900", "--json"]) == 0
+    assert only_object(capsys.readouterr().out)["pupil_diameter_px"] == pytest.approx(181.27, abs=0.01)
+    known = load_calibration(target)
+    assert (known.optics.focus_nm, known.optics.supercritical, known.z_range_nm) == (
+        -100.0,
+        False,
+        (-100.0, 900.0),
+    )
+    assert main(["convert", str(mask), str(target), "--overwrite", *SETUP]) == 3
+    assert "--slm-pixel-um" in capsys.readouterr().err
+    assert main(["convert", str(mask), str(target), "--overwrite", *relay]) == 2
+    assert "--setup" in capsys.readouterr().err
+
+
+def test_calibrate_refuses_before_it_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+    import tifffile
+
+    stack, target = tmp_path / "beads.tif", tmp_path / "beads.psf.h5"
+    tifffile.imwrite(stack, np.zeros((5, 32, 32), np.uint16))
+    arguments = ["calibrate", str(stack), "-o", str(target), *SETUP]
+    assert main(arguments) == 2
+    assert "--z-step-nm" in capsys.readouterr().err
+    assert main([*arguments, "--z-step-nm", "-100", "--psf", "spline"]) == 2
+    assert "--psf spline" in capsys.readouterr().err
+    assert main([*arguments, "--z-step-nm", "-100", "--fit-slices", "0:9:1"]) == 3
+    assert main([*arguments, "--z-step-nm", "-100"]) == 3
+    assert "constant" in capsys.readouterr().err
+    assert main(["calibrate", str(stack), "-o", str(target), "--z-step-nm", "-100"]) == 2
+    assert not target.exists()
+
+
+@pytest.mark.slow
+def test_train_writes_a_model_that_localizes(
+    calibration: Path, dots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model.onnx"
+    ranges = tmp_path / "ranges.toml"
+    ranges.write_text(
+        "photons = [2000.0, 8000.0]\ndensity_um2 = [0.05, 0.2]\n[background]\nconstant = [5.0, 20.0]\n"
+    )
+    arguments = [
+        "train",
+        str(calibration),
+        "-o",
+        str(model),
+        "--ranges",
+        str(ranges),
+        "--samples",
+        "16",
+        "--json",
+    ]
+    assert main([*arguments, "--seed", "5"]) == 0
+    values = only_object(capsys.readouterr().out)
+    assert (values["samples"], values["seed"]) == (16, 5)
+    assert isinstance(values["scores"], dict)
+    assert "jaccard" in values["scores"]
+    assert "# model" in model.with_suffix(".card.md").read_text()
+    assert not model.with_suffix(".checkpoint").exists()
+    assert main(["localize", str(dots), "-o", str(tmp_path / "t.csv"), "--model", str(model)]) == 0
+    ranges.write_text("photon = [1.0, 2.0]\n")
+    assert main([*arguments, "--overwrite"]) == 3
+    assert "photon" in capsys.readouterr().err

@@ -137,7 +137,8 @@ def _warnings_on_stderr(quiet: bool) -> Iterator[None]:
         file: object = None,
         line: str | None = None,
     ) -> None:
-        if not quiet:
+        # A library's plans for its own interface are no news for people who localize.
+        if not quiet and not issubclass(category, DeprecationWarning | FutureWarning):
             print(f"smlm-bridge: WARNING: {_one_line(str(message))}", file=sys.stderr)
 
     log = logging.getLogger("smlm_bridge")

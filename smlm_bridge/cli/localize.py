@@ -41,7 +41,7 @@ PIXEL_TOLERANCE = 0.02
 @click.option("--frames", type=FRAMES, help="First and last frame, from 1, both included.")
 @click.option("--roi", type=ROI, help="Region in pixels: column, row, width, height.")
 @not_built(
-    "--detector", "--detector-threshold", "--preview", "--report", "--workers", "--channel2", "--split",
+    "--detector", "--detector-threshold", "--workers", "--channel2", "--split",
     flags=("--refine", "--resume"),
 )  # fmt: skip
 @setup_options(optics=False)

@@ -113,6 +113,19 @@ def parse_slices(text: str) -> str | tuple[int, int, int]:
     return first, last, step
 
 
+def parse_analyser(text: str) -> str | float:
+    """``auto``, ``none`` or an angle in degrees."""
+    if text in ("auto", "none"):
+        return text
+    try:
+        angle = float(text)
+    except ValueError:
+        angle = math.nan
+    if not math.isfinite(angle):
+        raise ValueError(f"'{text}' is not auto, none or an angle in degrees.")
+    return angle
+
+
 class _Parsed(_ParamType):
     """A click type around a function that raises ValueError with a full sentence."""
 
@@ -147,3 +160,4 @@ ROI = _Parsed(parse_roi, "X,Y,W,H")
 DEVICE = _Parsed(parse_device, "auto|cpu|cuda[:N]")
 SLICES = _Parsed(parse_slices, "all|even|odd|A:B:S")
 NUMBER_OR_MAP = _Parsed(_number_or_path, "NUMBER|TIFF")
+ANALYSER = _Parsed(parse_analyser, "auto|none|DEG")

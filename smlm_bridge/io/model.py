@@ -12,6 +12,7 @@ from smlm_bridge.errors import InputRejected, MissingDependency
 from smlm_bridge.io.atomic import atomic_output
 from smlm_bridge.io.shipped import find_shipped, shipped_folder, shipped_names
 from smlm_bridge.model import Model, ModelInfo
+from smlm_bridge.networks.maps import MAP_NAMES
 
 _LARGEST_FILE = 512_000_000
 
@@ -69,7 +70,9 @@ def load_model(path_or_name: Path | str, *, threads: int | None = None, device: 
             f"(there are: {', '.join(shipped_names()) or 'none'})."
         )
     if path.stat().st_size > _LARGEST_FILE:
-        raise InputRejected(f"{path_or_name} is larger than {_LARGEST_FILE // 1_000_000} MB, no model of ours is.")
+        raise InputRejected(
+            f"{path_or_name} is larger than {_LARGEST_FILE // 1_000_000} MB, no model of ours is."
+        )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
@@ -84,11 +87,18 @@ def load_model(path_or_name: Path | str, *, threads: int | None = None, device: 
         raise InputRejected(f"{path_or_name} is not an ONNX model that can be run: {text}") from error
     info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, name=str(path_or_name))
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    if [i.name for i in inputs] != ["frames"] or [o.name for o in outputs] != ["maps"]:
-        raise InputRejected(f"{path_or_name}: a model takes 'frames' and returns 'maps'; this one does not.")
+    wanted = ("tensor(float)", "frames", info.channels), ("tensor(float)", "maps", len(MAP_NAMES))
+    found = [(part.type, part.name, (*part.shape, None, None)[1]) for part in (*inputs, *outputs)]
+    if found != list(wanted):
+        raise InputRejected(
+            f"{path_or_name}: a model takes {info.channels} channel(s) of 'frames' and returns "
+            f"{len(MAP_NAMES)} 'maps'; this one has {found}."
+        )
 
     def run(frames: NDArray[np.float32]) -> NDArray[np.float32]:
-        maps: NDArray[np.float32] = session.run(["maps"], {"frames": np.ascontiguousarray(frames, np.float32)})[0]
+        maps: NDArray[np.float32] = session.run(
+            ["maps"], {"frames": np.ascontiguousarray(frames, np.float32)}
+        )[0]
         return maps
 
     return Model(info, run)

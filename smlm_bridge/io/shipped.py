@@ -14,7 +14,9 @@ def shipped_folder() -> Path:
     for folder in (package / "models", package.parent / "models"):
         if folder.is_dir():
             return folder
-    raise InputRejected(f"the shipped models are missing: no folder 'models' in {package} or beside it. Reinstall.")
+    raise InputRejected(
+        f"the shipped models are missing: no folder 'models' in {package} or beside it. Reinstall."
+    )
 
 
 def shipped_names() -> list[str]:

@@ -14,8 +14,8 @@ def conv_block(inputs: int, outputs: int, *, dilation: int = 1) -> nn.Sequential
 class UNet(nn.Module):
     """A U-Net (Ronneberger et al. 2015) with one scale for each width, halved by averaging.
 
-    Height and width must be multiples of ``2 ** (len(widths) - 1)``. ``bottom_dilations`` adds one block each at
-    the coarsest scale, which is where the wide context of an engineered PSF is cheapest.
+    Height and width must be multiples of ``2 ** (len(widths) - 1)``. ``bottom_dilations`` adds one block each
+    at the coarsest scale, which is where the wide context of an engineered PSF is cheapest.
     """
 
     def __init__(self, inputs: int, widths: tuple[int, ...], bottom_dilations: tuple[int, ...] = ()) -> None:
@@ -25,13 +25,17 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         for before, after in zip((inputs, *widths[:-1]), widths, strict=True):
             self.down.append(nn.Sequential(conv_block(before, after), conv_block(after, after)))
-        self.bottom = nn.ModuleList([conv_block(widths[-1], widths[-1], dilation=d) for d in bottom_dilations])
+        self.bottom = nn.ModuleList(
+            [conv_block(widths[-1], widths[-1], dilation=d) for d in bottom_dilations]
+        )
         self.up = nn.ModuleList()
         for coarse, fine in zip(widths[:0:-1], widths[-2::-1], strict=True):
             self.up.append(nn.Sequential(conv_block(coarse + fine, fine), conv_block(fine, fine)))
         # Of one output pixel, in input pixels, to one side: what a tile has to see beyond its own edge.
         at_bottom = 2 + sum(bottom_dilations)
-        self.reach = self.size_step * at_bottom + sum(5 * 2**i for i in range(len(widths) - 1)) + self.size_step
+        self.reach = (
+            self.size_step * at_bottom + sum(5 * 2**i for i in range(len(widths) - 1)) + self.size_step
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H, W)."""

@@ -7,6 +7,7 @@ from scipy.ndimage import maximum_filter
 from smlm_bridge.networks.maps import MAP_NAMES
 
 _INDEX = {name: i for i, name in enumerate(MAP_NAMES)}
+_BEFORE = np.array([[[1, 1, 1], [1, 0, 0], [0, 0, 0]]], bool)  # neighbours earlier in reading order
 _LEAST_PEAK = 0.1  # share of the threshold a peak needs on its own: nine pixels add up
 
 
@@ -15,8 +16,9 @@ def decode(
 ) -> dict[str, NDArray[np.float64]]:
     """Emitters where the probability, summed over 3 x 3 pixels around a local maximum, exceeds ``threshold``.
 
-    An emitter near the border of two pixels shares its probability between them, so its values are the mean over
-    the 3 x 3 pixels, weighted by probability and lateral precision.
+    An emitter near the border of two pixels shares its probability between them, so its values are the mean
+    over the 3 x 3 pixels, weighted by probability and lateral precision. Of neighbours with the very same
+    probability the first in reading order is the maximum, so that no emitter is found twice.
 
     Parameters
     ----------
@@ -29,15 +31,17 @@ def decode(
 
     Returns
     -------
-    Arrays (E,) sorted by image, row and column: ``image`` (index in the batch), ``x_nm`` and ``y_nm`` from the
-    outer corner of the first pixel, and every map from ``z_nm`` on under its own name.
+    Arrays (E,) sorted by image, row and column: ``image`` (index in the batch), ``x_nm`` and ``y_nm`` from
+    the outer corner of the first pixel, ``probability``, and every map from ``z_nm`` on under its own name.
     """
     probability = maps[:, _INDEX["probability"]]
     height, width = probability.shape[1:]
     padded = np.pad(probability.astype(np.float64), ((0, 0), (1, 1), (1, 1)))
     summed = sum(padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3))
-    peak = maximum_filter(probability, size=(1, 3, 3), mode="constant")
-    found = (probability >= peak) & (summed > threshold) & (probability > _LEAST_PEAK * threshold)
+    before = maximum_filter(probability, footprint=_BEFORE, mode="constant")
+    after = maximum_filter(probability, footprint=_BEFORE[:, ::-1, ::-1], mode="constant")
+    peak = (probability > before) & (probability >= after)
+    found = peak & (summed > threshold) & (probability > _LEAST_PEAK * threshold)
     image, row, column = np.nonzero(found)
     values = _average(maps, image, row, column, pixel_nm)
     values["probability"] = np.minimum(summed[image, row, column], 1.0)

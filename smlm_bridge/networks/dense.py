@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, pad
 from smlm_bridge.networks.backbones import UNet, conv_block
 from smlm_bridge.networks.maps import MAP_NAMES
 
+_LEAST_PHOTONS = 1.0  # a gamma law draws emitters without light, whose logarithm is no target
 _LOGIT, _MEAN, _LOG_SIGMA, _BACKGROUND = 0, slice(1, 5), slice(5, 9), 9
 
 
@@ -86,17 +87,21 @@ class DenseLocalizer(nn.Module):
     @property
     def reach(self) -> int:
         """Pixels to one side that an output pixel depends on."""
-        return self.backbone.reach + 1
+        return int(self.backbone.reach) + 1
 
     @property
     def size_step(self) -> int:
         """Height and width of the input must be multiples of this."""
-        return self.backbone.size_step
+        return int(self.backbone.size_step)
 
     def raw(self, photons: Tensor) -> Tensor:
         """(B, 10, H, W) network output in its own units."""
         s = self.scaling
-        out: Tensor = self.out(self.head(self.backbone((stabilise(photons, s.read_variance) - s.input_shift) / s.input_scale)))
+        scaled = (stabilise(photons, s.read_variance) - s.input_shift) / s.input_scale
+        features: Tensor = self.head(self.backbone(scaled))
+        # In full precision also under autocast: eight bits of mantissa are nanometres of a wide z range.
+        with torch.autocast(features.device.type, enabled=False):
+            out: Tensor = self.out(features.float())
         return out
 
     def forward(self, photons: Tensor) -> Tensor:
@@ -157,7 +162,7 @@ class DenseLocalizer(nn.Module):
             [
                 targets.xyz_nm[:, None, :2] / s.pixel_nm - centre,
                 ((targets.xyz_nm[:, 2] - s.z_mid_nm) / s.z_half_nm)[:, None, None].expand(-1, 9, 1),
-                (targets.photons / s.photons).log()[:, None, None].expand(-1, 9, 1),
+                (targets.photons.clamp_min(_LEAST_PHOTONS) / s.photons).log()[:, None, None].expand(-1, 9, 1),
             ],
             dim=-1,
         )

@@ -1,5 +1,6 @@
 """Torch to ONNX: one file, opset 17, dynamic height and width, scaling inside the graph."""
 
+import copy
 import io
 import warnings
 from collections.abc import Mapping
@@ -18,14 +19,14 @@ def to_onnx(network: nn.Module, metadata: Mapping[str, str], *, channels: int, s
     Parameters
     ----------
     network
-        In evaluation mode; moved to the CPU.
+        Left as it is; a copy is exported, in evaluation mode, from the CPU.
     metadata
         Written to ``metadata_props``.
     channels, size_step
         Of the input; height and width must be multiples of ``size_step``.
     """
-    network = network.eval().cpu().to(memory_format=torch.contiguous_format)
-    example = torch.rand(1, channels, 8 * size_step, 8 * size_step) * 100
+    network = copy.deepcopy(network).eval().cpu().to(memory_format=torch.contiguous_format)
+    example = torch.full((1, channels, 8 * size_step, 8 * size_step), 100.0)
     axes = {0: "batch", 2: "height", 3: "width"}
     buffer = io.BytesIO()
     with warnings.catch_warnings():

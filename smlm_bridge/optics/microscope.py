@@ -76,7 +76,7 @@ class Optics:
 
     @property
     def collected_aperture(self) -> float:
-        """Largest k_parallel / k_0 that is collected: the NA, or the sample's index without supercritical light."""
+        """Largest k_parallel / k_0 that is collected: the NA; without supercritical light the sample's index."""
         if self.supercritical:
             return self.numerical_aperture
         return min(self.numerical_aperture, self.sample_index)
@@ -84,7 +84,9 @@ class Optics:
 
 def _check_range(name: str, value: float, low: float, high: float, unit: str) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise InputRejected(f"{name} must be a number, got {value!r}.")
+        raise InputRejected(
+            f"{name} must be a number, got {value!r}. Give a number{f' in {unit}' if unit else ''}."
+        )
     if math.isfinite(value) and low <= value <= high:
         return
     hint = ""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from smlm_bridge.errors import InputRejected
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.pupil import Pupil
 from smlm_bridge.optics.zernike import zernike_basis
@@ -40,8 +41,16 @@ class PupilField:
     kz_immersion_per_nm: Tensor
     focus_nm: float
 
+    @property
+    def cut_off_per_nm(self) -> float:
+        """Largest spatial frequency of the intensity, rad/nm: twice the field's."""
+        used = self.base.detach().abs().amax((0, 1)) > 0
+        return 2 * float(self.k_axis_per_nm[used].abs().max())
 
-def pupil_coordinates(pupil: Pupil, *, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+
+def pupil_coordinates(
+    pupil: Pupil, *, device: torch.device | str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """(N, N) x and y of the pupil samples in units of the pupil radius."""
     axis = torch.as_tensor(pupil.rho_axis, device=device, dtype=dtype)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -72,6 +81,11 @@ def pupil_field(
     -------
     PupilField
         One field for the scalar model, three behind an analyser, five freely rotating without one.
+
+    Raises
+    ------
+    InputRejected
+        If no light passes: the amplitude is 0 everywhere inside the aperture.
     """
     # Wave vectors are differences of large numbers: double precision here, the caller's precision at the end.
     x, y = pupil_coordinates(pupil, device=device, dtype=torch.float64)
@@ -79,12 +93,17 @@ def pupil_field(
     k0 = optics.wavenumber_per_nm
     cos_i = torch.sqrt((1 - s2 / optics.immersion_index**2).clamp_min(1e-9))
     cos_m = torch.sqrt(torch.complex(1 - s2 / optics.sample_index**2, torch.zeros_like(s2)))
-    aperture = _soft_aperture(torch.sqrt(s2), optics.collected_aperture, optics.numerical_aperture * pupil.sample_pitch)
+    aperture = _soft_aperture(
+        torch.sqrt(s2), optics.collected_aperture, optics.numerical_aperture * pupil.sample_pitch
+    )
     if phase_rad is None:
         phase_rad = _total_phase(pupil, device=device)
     if amplitude is None:
         amplitude = torch.as_tensor(pupil.amplitude, device=device)
-    scale = torch.polar(aperture * amplitude.to(torch.float64), phase_rad.to(torch.float64))
+    transmitted = aperture * amplitude.to(torch.float64)
+    if not bool((transmitted.detach() > 0).any()):
+        raise InputRejected("no light passes this pupil: its amplitude is 0 everywhere inside the aperture.")
+    scale = torch.polar(transmitted, phase_rad.to(torch.float64))
     if optics.model == "scalar":
         polarised = torch.ones_like(cos_m)[None]
     else:
@@ -92,7 +111,9 @@ def pupil_field(
     complex_dtype = torch.complex64 if dtype == torch.float32 else torch.complex128
     return PupilField(
         base=(polarised * scale).to(complex_dtype),
-        k_axis_per_nm=(torch.as_tensor(pupil.rho_axis, device=device) * (k0 * optics.numerical_aperture)).to(dtype),
+        k_axis_per_nm=(torch.as_tensor(pupil.rho_axis, device=device) * (k0 * optics.numerical_aperture)).to(
+            dtype
+        ),
         kz_sample_per_nm=(k0 * optics.sample_index * cos_m).to(complex_dtype),
         kz_immersion_per_nm=(k0 * optics.immersion_index * cos_i).to(dtype),
         focus_nm=optics.focus_nm,
@@ -102,8 +123,8 @@ def pupil_field(
 def defocused(field: PupilField, z_nm: Tensor, focus_nm: Tensor | float | None = None) -> Tensor:
     """(E, F, N, N) pupils of emitters at heights ``z_nm`` (E,), focus included.
 
-    Heights below the coverslip would make evanescent waves grow: the part below is propagated as if it were in
-    the immersion medium (FD-DeepLoc, Fu et al. 2023, treats it the same way).
+    Heights below the coverslip would make evanescent waves grow: the part below is propagated as if it were
+    in the immersion medium (FD-DeepLoc, Fu et al. 2023, treats it the same way).
     """
     if focus_nm is None:
         focus_nm = field.focus_nm
@@ -147,14 +168,16 @@ def _total_phase(pupil: Pupil, *, device: torch.device | str) -> Tensor:
     phase = torch.as_tensor(pupil.phase_rad, device=device)
     if pupil.zernike_rad:
         axis = pupil.rho_axis
-        basis = zernike_basis(list(pupil.zernike_rad), axis[None, :] + 0 * axis[:, None], axis[:, None] + 0 * axis)
+        basis = zernike_basis(
+            list(pupil.zernike_rad), axis[None, :] + 0 * axis[:, None], axis[:, None] + 0 * axis
+        )
         weights = torch.tensor(list(pupil.zernike_rad.values()), dtype=torch.float64, device=device)
         phase = phase + torch.einsum("j,jyx->yx", weights, torch.as_tensor(basis, device=device))
     return phase
 
 
 def _soft_aperture(s: Tensor, edge: float, pitch: float) -> Tensor:
-    """1 inside, 0 outside, linear over one sample: an area-weighted edge samples the disk four times better."""
+    """1 inside, 0 outside, linear over one sample: a hard edge samples the disk up to four times worse."""
     return ((edge - s) / pitch + 0.5).clamp(0.0, 1.0)
 
 

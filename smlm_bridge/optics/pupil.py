@@ -16,8 +16,8 @@ class Pupil:
     """Phase and amplitude over the pupil.
 
     Sample ``k`` of either axis lies at ``rho = (k - (N - 1) / 2) * pitch`` in units of the pupil radius (the
-    numerical aperture); axis 0 is y, axis 1 is x, both in image orientation. Samples beyond rho = 1 are allowed
-    (a designed mask on a modulator) and are not used.
+    numerical aperture); axis 0 is y, axis 1 is x, both in image orientation. Samples beyond rho = 1 are
+    allowed (a designed mask on a modulator) and are not used.
 
     Parameters
     ----------

@@ -11,10 +11,20 @@ from smlm_bridge.psf.resample import pixel_weights
 
 @dataclass(frozen=True)
 class GaussianPSF:
-    """A pixel-integrated astigmatic Gaussian (see ``protocol.PSF``)."""
+    """An astigmatic Gaussian (see ``protocol.PSF``).
+
+    Parameters
+    ----------
+    gaussian
+        Its widths.
+    pixel_nm, blur_nm, integrate
+        As in ``PupilPSF``.
+    """
 
     gaussian: Gaussian
     pixel_nm: float
+    blur_nm: float = 0.0
+    integrate: bool = True
 
     def images(self, xyz_nm: Tensor, shape: tuple[int, int], *, blur_nm: Tensor | None = None) -> Tensor:
         """Expected fraction of photons in every pixel; see ``protocol.PSF.images``."""
@@ -23,17 +33,19 @@ class GaussianPSF:
             sigma0, focus, depth = (
                 getattr(self.gaussian, name)[axis] for name in ("sigma_nm", "focus_nm", "depth_nm")
             )
-            variance = sigma0**2 * (1 + ((xyz_nm[:, 2] - focus) / depth) ** 2)
+            variance = sigma0**2 * (1 + ((xyz_nm[:, 2] - focus) / depth) ** 2) + self.blur_nm**2
             if blur_nm is not None:
                 variance = variance + blur_nm**2
-            centres = (torch.arange(shape[1 - axis], device=xyz_nm.device, dtype=xyz_nm.dtype) + 0.5) * self.pixel_nm
+            centres = (
+                torch.arange(shape[1 - axis], device=xyz_nm.device, dtype=xyz_nm.dtype) + 0.5
+            ) * self.pixel_nm
             weights = pixel_weights(
                 centres,
                 xyz_nm[:, axis, None],
                 pixel_nm=self.pixel_nm,
                 sample_pitch_nm=1.0,
                 blur_nm=torch.sqrt(variance),
-                integrate=True,
+                integrate=self.integrate,
             )
             factors.append(weights[..., 0])
         return torch.einsum("ey,ex->eyx", factors[0], factors[1])

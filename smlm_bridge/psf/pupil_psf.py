@@ -1,5 +1,6 @@
 """The PSF of a pupil: matrix Fourier transform straight onto the camera's pixels."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +9,12 @@ from torch import Tensor
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.propagate import PupilField, defocused, intensity, pupil_field
 from smlm_bridge.optics.pupil import Pupil
-from smlm_bridge.psf.resample import pixel_weights
+from smlm_bridge.psf.resample import SPREAD, pixel_weights, sharpened
 
 # Complex numbers held at once: bounds the memory of a call to about a quarter of a gigabyte.
 _CHUNK_ELEMENTS = 8_000_000
 _BLUR_REACH = 4.0  # standard deviations of the blur that are followed beyond the edge of the window
-_LEAST_BLUR_SAMPLES = 0.35  # integration over pixels needs this much blur, in samples, to be smooth
+_SAMPLES_A_PERIOD = 5.5  # of the finest detail that the optics pass, before pixels blur or integrate it
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class PupilPSF:
     blur_nm
         Standard deviation of a Gaussian blur of every image (spectral width, stage jitter, camera MTF).
     integrate
-        Whether pixels integrate (three samples a pixel and axis) or sample at their centres.
+        Whether pixels integrate the intensity or sample it at their centres.
     """
 
     field: PupilField
@@ -55,8 +56,8 @@ class PupilPSF:
         """Expected fraction of photons in every pixel; see ``protocol.PSF.images``."""
         xyz_nm = xyz_nm.to(self.field.k_axis_per_nm)
         n = self.field.k_axis_per_nm.numel()
-        oversampling = 3 if self.integrate else 1
-        per_emitter = self.field.base.shape[0] * n * (n + oversampling * max(shape)) + 9 * shape[0] * shape[1]
+        fine = self._oversampling
+        per_emitter = self.field.base.shape[0] * n * (n + fine * max(shape)) + fine**2 * shape[0] * shape[1]
         chunk = max(1, _CHUNK_ELEMENTS // per_emitter)
         parts = [
             self._images(xyz_nm[i : i + chunk], shape, None if blur_nm is None else blur_nm[i : i + chunk])
@@ -74,29 +75,39 @@ class PupilPSF:
         variance = xyz_nm.new_full((xyz_nm.shape[0],), self.blur_nm**2)
         if blur_nm is not None:
             variance = variance + blur_nm.to(xyz_nm) ** 2
-        oversampling = 3 if self.integrate else 1
+        oversampling = self._oversampling
         pitch = self.pixel_nm / oversampling
-        sigma = torch.sqrt(variance.clamp_min((_LEAST_BLUR_SAMPLES * pitch) ** 2))
-        margin = int(torch.ceil(_BLUR_REACH * sigma.max() / self.pixel_nm)) if sigma.numel() else 0
+        sigma = torch.sqrt(variance + (SPREAD * pitch) ** 2)
+        margin = math.ceil(_BLUR_REACH * float(sigma.detach().max()) / self.pixel_nm)
         weights, points = [], []
         for i in (0, 1):
             samples = torch.arange(
-                -margin * oversampling, (shape[i] + margin) * oversampling, device=xyz_nm.device, dtype=xyz_nm.dtype
+                -margin * oversampling,
+                (shape[i] + margin) * oversampling,
+                device=xyz_nm.device,
+                dtype=xyz_nm.dtype,
             )
             samples = (samples + 0.5) * pitch
             points.append(samples - xyz_nm[:, 1 - i, None])
             weights.append(
-                pixel_weights(
-                    self._centres(shape[i], xyz_nm),
-                    samples.expand(xyz_nm.shape[0], -1),
-                    pixel_nm=self.pixel_nm,
-                    sample_pitch_nm=pitch,
-                    blur_nm=sigma,
-                    integrate=self.integrate,
+                sharpened(
+                    pixel_weights(
+                        self._centres(shape[i], xyz_nm),
+                        samples.expand(xyz_nm.shape[0], -1),
+                        pixel_nm=self.pixel_nm,
+                        sample_pitch_nm=pitch,
+                        blur_nm=sigma,
+                        integrate=self.integrate,
+                    )
                 )
             )
         fine = intensity(pupils, self.field.k_axis_per_nm, points[0], points[1])
         return weights[0] @ fine @ weights[1].mT
+
+    @property
+    def _oversampling(self) -> int:
+        """Samples a pixel and axis."""
+        return math.ceil(self.pixel_nm * self.field.cut_off_per_nm * _SAMPLES_A_PERIOD / (2 * math.pi))
 
     def _centres(self, count: int, like: Tensor) -> Tensor:
         return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) * self.pixel_nm

@@ -1,11 +1,14 @@
 """Backgrounds: a constant, a gradient, a super-Gaussian glow (a cell) and Perlin noise (structure)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from smlm_bridge.errors import InputRejected
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,12 @@ class BackgroundRanges:
     glow_width_px
         Its standard deviations along both axes, uniform.
     perlin
-        Amplitude of noise with equal parts of periods of 8, 16 and 32 pixels (Möckl et al. 2020), uniform.
+        Amplitude of noise of periods of 8, 16 and 32 pixels, randomly weighted (Möckl et al. 2020), uniform.
+
+    Raises
+    ------
+    InputRejected
+        If a value is negative or not a number, or a range does not start with its lower end.
     """
 
     constant: tuple[float, float] = (10.0, 100.0)
@@ -31,6 +39,18 @@ class BackgroundRanges:
     glow: tuple[float, float] = (0.0, 0.0)
     glow_width_px: tuple[float, float] = (24.0, 50.0)
     perlin: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        for name in ("constant", "glow", "glow_width_px", "perlin"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high < math.inf:
+                raise InputRejected(
+                    f"ranges: background {name} = {low}:{high} must be two numbers from 0, the lower first."
+                )
+        if not 0 <= self.gradient < math.inf:
+            raise InputRejected(f"ranges: background gradient = {self.gradient} must be a number from 0.")
+        if self.glow[1] > 0 and self.glow_width_px[0] <= 0:
+            raise InputRejected(f"ranges: background glow_width_px = {self.glow_width_px} must be above 0.")
 
 
 def draw_background(
@@ -49,19 +69,21 @@ def draw_background(
         angle, rise = uniform((0.0, 2 * math.pi)), uniform((0.0, ranges.gradient))
         level = level + rise * (0.5 + (x * torch.cos(angle) + y * torch.sin(angle)) / (shape[0] + shape[1]))
     if ranges.glow[1] > 0:
-        level = level + uniform(ranges.glow) * _glow(x - uniform((-10, 10)), y - uniform((-10, 10)), ranges, uniform)
+        level = level + uniform(ranges.glow) * _glow(
+            x - uniform((-10, 10)), y - uniform((-10, 10)), ranges, uniform
+        )
     if ranges.perlin[1] > 0:
         level = level + uniform(ranges.perlin) * _perlin(generator, frames=frames, shape=shape)
     return level.clamp_min(0.0)
 
 
-def _glow(x: Tensor, y: Tensor, ranges: BackgroundRanges, uniform: "object") -> Tensor:
-    assert callable(uniform)
+def _glow(
+    x: Tensor, y: Tensor, ranges: BackgroundRanges, uniform: Callable[[tuple[float, float]], Tensor]
+) -> Tensor:
     angle = uniform((-math.pi / 4, math.pi / 4))
     along = (x * torch.cos(angle) + y * torch.sin(angle)) / uniform(ranges.glow_width_px)
     across = (y * torch.cos(angle) - x * torch.sin(angle)) / uniform(ranges.glow_width_px)
-    glow: Tensor = torch.exp(-(((along**2 + across**2) / 2) ** 2))
-    return glow
+    return torch.exp(-(((along**2 + across**2) / 2) ** 2))
 
 
 def _perlin(generator: torch.Generator, *, frames: int, shape: tuple[int, int]) -> Tensor:

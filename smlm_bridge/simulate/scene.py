@@ -1,5 +1,9 @@
-"""Draw scenes: where the emitters are, how bright, on which background. Everything drawn is declared in Ranges."""
+"""Draw scenes: where the emitters are, how bright, on which background.
 
+Everything that is drawn is declared in ``Ranges``.
+"""
+
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -20,8 +24,8 @@ class Ranges:
     z_nm
         Heights, uniform.
     photons
-        Detected photo-electrons of an emitter: the two ends of a uniform or log-uniform law, or shape and scale
-        of a gamma law.
+        Detected photo-electrons of an emitter: the two ends of a uniform or log-uniform law, or shape and
+        scale of a gamma law.
     photons_law
         ``"uniform"``, ``"loguniform"`` or ``"gamma"``.
     density_um2
@@ -36,6 +40,11 @@ class Ranges:
         Emitters below are drawn but not asked for.
     margin_nm
         Emitters stand also this far outside the frame.
+
+    Raises
+    ------
+    InputRejected
+        If a range is not two numbers, the lower first, or a value is not physical.
     """
 
     z_nm: tuple[float, float]
@@ -51,12 +60,24 @@ class Ranges:
     def __post_init__(self) -> None:
         for part in ("z_nm", "density_um2", "blur_nm", "read_noise_e"):
             low, high = getattr(self, part)
-            if not low <= high or (part != "z_nm" and low < 0):
-                raise InputRejected(f"ranges: {part} = {low}:{high} must be two numbers, the lower first.")
-        if min(self.photons) <= 0 or (self.photons_law != "gamma" and self.photons[0] > self.photons[1]):
-            raise InputRejected(f"ranges: photons = {self.photons} must be above 0, the lower first.")
+            least = -math.inf if part == "z_nm" else 0
+            if not (least <= low <= high and math.isfinite(low) and math.isfinite(high)):
+                raise InputRejected(
+                    f"ranges: {part} = {low}:{high} must be two numbers{'' if part == 'z_nm' else ' from 0'}, "
+                    "the lower first."
+                )
+        first, second = self.photons
+        if not (0 < first < math.inf and 0 < second < math.inf):
+            raise InputRejected(f"ranges: photons = {self.photons} must be two numbers above 0.")
+        if self.photons_law != "gamma" and first > second:
+            raise InputRejected(f"ranges: photons = {self.photons}: the lower comes first.")
+        for part in ("label_min_photons", "margin_nm"):
+            if not 0 <= getattr(self, part) < math.inf:
+                raise InputRejected(f"ranges: {part} = {getattr(self, part)} must be a number from 0.")
         if self.photons_law not in ("uniform", "loguniform", "gamma"):
-            raise InputRejected(f"ranges: photons_law '{self.photons_law}' is not uniform, loguniform or gamma.")
+            raise InputRejected(
+                f"ranges: photons_law '{self.photons_law}' is not uniform, loguniform or gamma."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The ranges as plain numbers and lists."""
@@ -71,7 +92,13 @@ class Ranges:
         InputRejected
             If a key is unknown, missing or of the wrong kind.
         """
-        return cls(**_checked(cls, {**data, "background": BackgroundRanges(**_checked(BackgroundRanges, data.get("background", {})))}))
+        try:
+            background = BackgroundRanges(**_checked(BackgroundRanges, data.get("background", {})))
+            return cls(**_checked(cls, {**data, "background": background}))
+        except InputRejected:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputRejected(f"ranges: a value is missing or of the wrong kind: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -130,10 +157,14 @@ def draw(
     low = torch.tensor([border, border, ranges.z_nm[0]], device=generator.device)
     high = torch.tensor([width - border, height - border, ranges.z_nm[1]], device=generator.device)
     if (high < low).any():
-        raise InputRejected(f"a border of {border:g} nm leaves no room in a frame of {width:g} x {height:g} nm.")
+        raise InputRejected(
+            f"a border of {border:g} nm leaves no room in a frame of {width:g} x {height:g} nm."
+        )
     if emitters is None:
         area_um2 = float((high - low)[:2].prod()) / 1e6
-        count = torch.poisson(_uniform((frames,), ranges.density_um2, generator) * area_um2, generator=generator)
+        count = torch.poisson(
+            _uniform((frames,), ranges.density_um2, generator) * area_um2, generator=generator
+        )
     else:
         count = torch.full((frames,), float(emitters), device=generator.device)
     frame = torch.repeat_interleave(torch.arange(frames, device=generator.device), count.long())

@@ -1,0 +1,78 @@
+"""The shipped models on real microscope images, beside the published networks' localizations.
+
+    python benchmarks/real_data.py [--data ../shared/data] [--out FOLDER]
+
+For every image: number of localizations of ours and of the published network, how many agree within 250 nm
+(lateral 150 nm) after removing one global shift, and the explained signal of both tables, re-rendered with the
+calibration of our model (photons refitted, bilinear background). With --out, pictures.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from smlm_bridge.calibration import Calibration
+from smlm_bridge.evaluate import match
+from smlm_bridge.io.images import open_frames
+from smlm_bridge.io.model import load_model
+from smlm_bridge.io.thunderstorm import read_table
+from smlm_bridge.localize import localize
+from smlm_bridge.rerender import Rerendered, explained_signal, rerender_frame
+
+HERE = Path(__file__).parent
+IMAGES = {
+    "telomeres_tetrapod": ("telomeres_fixed/tetrapod.tif", "telomeres_fixed_tetrapod_edof.csv"),
+    "tetrapod_storm": ("storm_tetrapod/frames.tif", "storm_tetrapod_frames.csv"),
+}
+
+
+def agreement(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[int, np.ndarray, np.ndarray]:
+    """Pairs within 250 nm after removing the median shift of the pairs within 500 nm; shift; RMS of the pairs."""
+    axes = ["x_nm", "y_nm", "z_nm"]
+    first = match(ours, theirs, radius_nm=500.0)
+    shift = np.median(
+        ours[axes].to_numpy()[first.loc_index] - theirs[axes].to_numpy()[first.truth_index], axis=0
+    )
+    moved = ours.assign(**{axis: ours[axis] - s for axis, s in zip(axes, shift, strict=True)})
+    pairs = match(moved, theirs, radius_nm=250.0)
+    difference = moved[axes].to_numpy()[pairs.loc_index] - theirs[axes].to_numpy()[pairs.truth_index]
+    return len(difference), shift, np.sqrt((difference**2).mean(0))
+
+
+def rerendered(frames: np.ndarray, table: pd.DataFrame, calibration: Calibration) -> Iterator[Rerendered]:
+    """Every frame of (T, H, W) photo-electrons rendered back."""
+    psf = calibration.psf()
+    for index, frame in enumerate(frames):
+        here = table[table.frame == index]
+        yield rerender_frame(frame, here[["x_nm", "y_nm", "z_nm"]].to_numpy(), psf)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
+    parser.add_argument("--only", choices=sorted(IMAGES))
+    parser.add_argument("--model", help="a model file instead of the shipped one (with --only)")
+    parser.add_argument("--frames", type=int, default=25, help="at most this many frames")
+    arguments = parser.parse_args()
+    for name, (image, reference) in IMAGES.items():
+        if arguments.only not in (None, name):
+            continue
+        model = load_model(arguments.model or name, threads=2)
+        calibration = model.info.calibration
+        with open_frames([arguments.data / image]) as source:
+            ours = pd.concat([b.table for b in localize(source, model)], ignore_index=True)
+            counts = source.read(0, min(source.n_frames, arguments.frames))[:, 0]
+        theirs = read_table(arguments.data / "reference" / reference)
+        pairs, shift, rms = agreement(ours, theirs)
+        photons = calibration.camera.to_photons(counts)
+        explained = [explained_signal(list(rerendered(photons, t, calibration))) for t in (ours, theirs)]
+        print(f"{image}: {len(ours)} localizations, published network {len(theirs)}, {pairs} agree")
+        print(f"  shift {np.round(shift, 0)} nm, RMS of the pairs {np.round(rms, 0)} nm")
+        print(f"  explained signal: ours {explained[0]:.4f}, theirs {explained[1]:.4f}")
+
+
+if __name__ == "__main__":
+    main()

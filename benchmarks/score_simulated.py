@@ -1,0 +1,86 @@
+"""Score models on the simulated sets beside the published networks.
+
+    python benchmarks/score_simulated.py [--data ../shared/data/simulated] [--model NAME_OR_FILE --set SET] ...
+
+Without --model, every shipped model that has a set of its own name is scored. Jaccard in %, RMSE in nm over pairs
+within 150 nm, CPU seconds a frame on one thread. The published figures are over all frames of each set, ours over
+the first half, which is what ../shared holds.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from smlm_bridge.camera import Camera
+from smlm_bridge.evaluate import Options, evaluate
+from smlm_bridge.io.images import open_frames
+from smlm_bridge.io.model import load_model
+from smlm_bridge.io.shipped import shipped_names
+from smlm_bridge.io.thunderstorm import read_table
+from smlm_bridge.localize import localize
+from smlm_bridge.model import Model
+
+HERE = Path(__file__).parent
+EMITTERS = (1, 10, 20, 35, 50, 75)
+LEAST_PHOTONS = {"tetrapod_storm": 6000.0}
+
+
+def localizations(model: Model, file: Path) -> tuple[pd.DataFrame, float, int]:
+    """Table, CPU seconds and number of frames."""
+    with open_frames([file]) as source:
+        start = time.process_time()
+        blocks = list(localize(source, model, camera=Camera()))
+        return pd.concat([b.table for b in blocks], ignore_index=True), time.process_time() - start, source.n_frames
+
+
+def score(model: Model, set_name: str, data: Path, published: pd.DataFrame) -> pd.DataFrame:
+    """One row a density."""
+    rows = []
+    least = LEAST_PHOTONS.get(set_name)
+    for emitters in EMITTERS:
+        file = data / f"{set_name}_N{emitters:03d}.tif"
+        table, seconds, frames = localizations(model, file)
+        truth = read_table(file.with_suffix(".csv"))
+        rule: dict[str, object] = {}
+        if least is not None:
+            table = table[table.photons > least]
+            rule = {"min_photons": least, "min_photons_rule": "remove"}
+        near, wide = (evaluate(table, truth, options=Options(radius_nm=r, **rule))[1] for r in (100.0, 150.0))
+        theirs = published[(published.set == set_name) & (published.emitters == emitters)].iloc[0]
+        rows.append(
+            {
+                "N": emitters,
+                "JI@100": 100 * near.jaccard,
+                "theirs ": theirs.jaccard_100,
+                "JI@150": 100 * wide.jaccard,
+                "theirs  ": theirs.jaccard_150,
+                "RMSE xy": wide.rmse_lateral_nm,
+                "theirs   ": theirs.rmse_lateral_nm,
+                "RMSE z": wide.rmse_axial_nm,
+                "theirs    ": theirs.rmse_axial_nm,
+                "bias z": None if wide.bias_nm is None else wide.bias_nm[2],
+                "CPU s/frame": seconds / frames,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data" / "simulated")
+    parser.add_argument("--model", help="a model file or the name of a shipped one")
+    parser.add_argument("--set", help="the simulated set; default: the model's name")
+    arguments = parser.parse_args()
+    published = pd.read_csv(HERE / "published_networks.csv", comment="#")
+    names = [arguments.model] if arguments.model else [n for n in shipped_names() if n in set(published.set)]
+    for name in names:
+        model = load_model(name, threads=1)
+        set_name = arguments.set or model.info.name
+        print(f"{set_name} ({model.info.training.get('samples', '?')} training samples)")
+        print(score(model, set_name, arguments.data, published).to_string(index=False, float_format="%.2f"), "\n")
+
+
+if __name__ == "__main__":
+    main()

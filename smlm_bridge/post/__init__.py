@@ -1,0 +1,1 @@
+"""What is done to a table of localizations: pictures, drift, merging, filters."""

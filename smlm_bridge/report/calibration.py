@@ -1,0 +1,153 @@
+"""The page about one calibration: does the retrieved microscope explain the bead?"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from smlm_bridge.errors import InputRejected
+from smlm_bridge.report import page as html
+from smlm_bridge.report.bead_figures import sections_png, slices_png, trends_png
+from smlm_bridge.report.crlb import crlb_plot_png
+from smlm_bridge.report.pupil_figures import pupil_png, zernike_png
+
+if TYPE_CHECKING:
+    from smlm_bridge.retrieve.result import Retrieval
+
+_PLENTY_NM: Final = 1.0  # two slices closer than this have no direction
+
+
+def calibration_page(
+    retrieval: "Retrieval",
+    stack_zyx: NDArray[Any],
+    *,
+    title: str,
+    crlb: pd.DataFrame | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> str:
+    """One self-contained HTML page about a calibration.
+
+    Parameters
+    ----------
+    retrieval
+        What ``smlm_bridge.retrieve`` returned.
+    stack_zyx : (Z, Y, X)
+        The measured stack, in the counts of ``retrieval.model_stack``.
+    title
+        Heading, for example the name of the stack.
+    crlb
+        The bound over z as ``crlb.crlb_table`` returns, or None.
+    provenance
+        How the calibration was made; None takes the calibration's own.
+
+    Returns
+    -------
+    HTML below 3 MB.
+
+    Raises
+    ------
+    InputRejected
+        If the stack and the model differ in shape.
+    """
+    measured = np.asarray(stack_zyx, dtype=np.float32)
+    if measured.shape != retrieval.model_stack.shape:
+        raise InputRejected(
+            f"the measured stack {measured.shape} and the model {retrieval.model_stack.shape} differ in "
+            "shape; give the stack that was calibrated, (z, y, x)."
+        )
+    calibration = retrieval.calibration
+    parts = [html.paragraph(_sentence(retrieval))]
+    parts += [html.warning(text) for text in retrieval.warnings]
+    parts += [html.heading("Direction of z"), html.paragraph(_step_text(retrieval.focus_nm))]
+    parts += [html.paragraph(_twin_text(retrieval.twin))] if retrieval.twin else []
+    parts += [
+        html.heading("Measured, model, residual"),
+        html.image(
+            slices_png(retrieval, measured), alt="Slices of the measured stack, the model, the residual"
+        ),
+        html.paragraph(
+            "Measured and model share one grey scale in each slice, from 0 to the slice's peak; the residual "
+            "is model minus measured, from minus half to plus half of that peak (blue: model too dark).",
+            muted=True,
+        ),
+        html.heading("Sections through the bead"),
+        html.image(sections_png(retrieval, measured), alt="x-z and y-z sections of the stack and the model"),
+        html.heading("Slice by slice"),
+        html.image(trends_png(retrieval, measured), alt="Correlation, photons and background over the focus"),
+    ]
+    if calibration.pupil is not None:
+        parts += [
+            html.heading("Pupil"),
+            html.image(pupil_png(calibration.pupil), alt="Phase and amplitude of the pupil"),
+            html.image(zernike_png(retrieval.zernike_rad), alt="Zernike coefficients"),
+        ]
+    if crlb is not None:
+        parts += [
+            html.heading("Best possible precision"),
+            html.image(crlb_plot_png(crlb), alt="Bound over z"),
+        ]
+    parts += [html.heading("Numbers"), html.pairs(_numbers(retrieval))]
+    parts += [html.heading("Microscope"), html.pairs(_microscope(retrieval))]
+    made = calibration.provenance if provenance is None else provenance
+    parts += [html.heading("How this was made"), html.pairs(made)] if made else []
+    return html.page(title, parts)
+
+
+def _sentence(retrieval: "Retrieval") -> str:
+    slices, height, width = retrieval.model_stack.shape
+    return (
+        f"{slices} slices of {width} × {height} pixels. The model differs from the data by "
+        f"{100 * retrieval.rrse:.1f} % (RRSE); the mean correlation of a slice is "
+        f"{retrieval.mean_slice_correlation:.4f}."
+    )
+
+
+def _step_text(focus_nm: NDArray[np.float64]) -> str:
+    first, last = float(focus_nm[0]), float(focus_nm[-1])
+    if len(focus_nm) < 2 or abs(last - first) < _PLENTY_NM:
+        return "The focus does not move through this stack."
+    step = (last - first) / (len(focus_nm) - 1)
+    way = "into the sample" if step > 0 else "out of the sample"
+    return (
+        f"The focus was taken to move {way}: from {first:.0f} to {last:.0f} nm (objective travel) in "
+        f"steps of {step:+.0f} nm. If the stage moved the other way, every z comes out mirrored: calibrate "
+        "again with the opposite sign of --z-step-nm. The images themselves can hardly tell."
+    )
+
+
+def _twin_text(twin: Mapping[str, Any]) -> str:
+    return f"The mirrored solution (twin), for comparison: {html.shown(twin)}."
+
+
+def _numbers(retrieval: "Retrieval") -> dict[str, Any]:
+    angle = retrieval.calibration.optics.analyser_deg
+    x, y, z = retrieval.bead_xyz_nm
+    return {
+        "RRSE": retrieval.rrse,
+        "mean correlation of a slice": retrieval.mean_slice_correlation,
+        "held-out slices": retrieval.held_out or "none: all slices were fitted",
+        "blur (nm, standard deviation)": retrieval.calibration.blur_nm,
+        "analyser": "none" if angle is None else f"{angle:g}°",
+        "log-likelihood of the analysers": retrieval.analysers,
+        "log-likelihood": retrieval.log_likelihood,
+        "bead (nm)": f"x {x:.0f}, y {y:.0f}, z {z:.0f}",
+        "photons per slice (median)": float(np.median(retrieval.photons)),
+        "background per pixel (median)": float(np.median(retrieval.background)),
+        "time (s)": retrieval.seconds,
+    }
+
+
+def _microscope(retrieval: "Retrieval") -> dict[str, Any]:
+    optics = retrieval.calibration.optics
+    low, high = retrieval.calibration.z_range_nm
+    return {
+        "numerical aperture": optics.numerical_aperture,
+        "index of immersion, sample": (optics.immersion_index, optics.sample_index),
+        "wavelength (nm)": optics.wavelength_nm,
+        "pixel (nm)": optics.pixel_nm,
+        "model": f"{optics.model}, {'with' if optics.supercritical else 'without'} supercritical light",
+        "z range (nm)": f"{low:.0f} to {high:.0f}",
+        "calibration": retrieval.calibration.hash,
+    }

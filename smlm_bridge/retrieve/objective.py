@@ -1,0 +1,212 @@
+"""How well a model fits a bead stack: weights, censored pixels, photons by projection, priors, the minimiser.
+
+Photons and background of every slice enter linearly and are solved for inside each evaluation (variable
+projection, Golub & Pereyra 1973). At that minimum the loss does not depend on them to first order, so they carry
+no gradient. Pixels that somebody set to zero below a threshold are censored: they only say that the model should
+not exceed the threshold (Tobin 1958, in its least-squares form).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from smlm_bridge.retrieve.model import BeadModel, Parameters
+
+_SMOOTHING_PX = 5
+_ACTIVE_SET_PASSES = 2
+# Strength of the smoothness priors relative to a normalised misfit; amplitude is known better than phase.
+_PHASE_PRIOR = 1e-3
+_AMPLITUDE_PRIOR = 4e-3
+_AMPLITUDE_SIZE_PRIOR = 4e-5
+
+
+@dataclass(frozen=True)
+class BeadData:
+    """A window of the stack, ready to be fitted.
+
+    Parameters
+    ----------
+    photons : (E, H, W)
+        Data in photo-electrons (in counts where the camera is unknown).
+    weights : (E, H, W)
+        Inverse variances.
+    threshold
+        Smallest value that was kept in a thresholded stack, whose zeros are censored; None otherwise.
+    focus_nm, travel : (E,)
+        Nominal focus of each slice, and the same on -1 to 1.
+    """
+
+    photons: Tensor
+    weights: Tensor
+    threshold: float | None
+    focus_nm: Tensor
+    travel: Tensor
+
+    def at(self, indices: Sequence[int]) -> "BeadData":
+        """Only these slices."""
+        i = list(indices)
+        return BeadData(self.photons[i], self.weights[i], self.threshold, self.focus_nm[i], self.travel[i])
+
+    def cropped(self, size: int) -> "BeadData":
+        """The central ``size`` pixels or fewer; an odd number is taken off nowhere, so the centre stays."""
+        h, w = self.photons.shape[1:]
+        cut_y, cut_x = max(0, (h - size) // 2), max(0, (w - size) // 2)
+        window = (slice(None), slice(cut_y, h - cut_y), slice(cut_x, w - cut_x))
+        return replace(self, photons=self.photons[window], weights=self.weights[window])
+
+    def reversed_scan(self) -> "BeadData":
+        """The same images with the focus travelling the other way about its zero."""
+        return replace(self, focus_nm=-self.focus_nm)
+
+    @cached_property
+    def target(self) -> Tensor:
+        """(E, H, W) what the model is compared to: the data, or the threshold in censored pixels."""
+        if self.threshold is None:
+            return self.photons
+        return torch.where(self.photons > 0, self.photons, self.threshold)
+
+    @cached_property
+    def kept_weights(self) -> Tensor:
+        """(E, H, W) weights of the pixels that are not censored."""
+        return self.weights if self.threshold is None else self.weights * (self.photons > 0)
+
+    @cached_property
+    def least_residual(self) -> Tensor:
+        """(E, H, W) 0 in censored pixels, where only a model above the threshold is wrong, else minus infinity."""
+        return torch.where(self.photons > 0, -math.inf, 0.0)
+
+    @cached_property
+    def scale(self) -> float:
+        """Weighted energy of the data above its weighted mean (above zero where zeros are censored)."""
+        if self.threshold is not None:
+            return float((self.weights * self.photons.square()).sum())
+        mean = (self.weights * self.photons).sum((1, 2)) / self.weights.sum((1, 2))
+        return float((self.weights * (self.photons - mean[:, None, None]).square()).sum())
+
+
+def variance_from_data(photons: Tensor, *, read_variance: Tensor | float, relative_floor: float) -> Tensor:
+    """Variance of each pixel from the smoothed data; the floor keeps faint rings from outweighing the peaks."""
+    smooth = torch.nn.functional.avg_pool2d(
+        photons[:, None], _SMOOTHING_PX, stride=1, padding=_SMOOTHING_PX // 2, count_include_pad=False
+    )[:, 0]
+    return smooth.clamp_min(0) + relative_floor * photons.max() + read_variance + 1e-6
+
+
+def linear_fit(images: Tensor, data: BeadData) -> tuple[Tensor, Tensor]:
+    """Photons (>= 0) and background of every slice, (E,) each; the background of a thresholded stack is 0."""
+    with torch.no_grad():
+        d, w = data.photons, data.weights
+        if data.threshold is None:
+            s = w.sum((1, 2))
+            m, mean = (w * images).sum((1, 2)) / s, (w * d).sum((1, 2)) / s
+            centred = images - m[:, None, None]
+            photons = (w * centred * d).sum((1, 2)) / (w * centred.square()).sum((1, 2)).clamp_min(1e-30)
+            photons = photons.clamp_min(0)
+            return photons, mean - photons * m
+        censored = w - data.kept_weights
+        weighted = data.kept_weights * images
+        above, below = (weighted * d).sum((1, 2)), (weighted * images).sum((1, 2))
+        photons = above / below.clamp_min(1e-30)
+        for _ in range(_ACTIVE_SET_PASSES):
+            weighted = censored * (photons[:, None, None] * images > data.threshold) * images
+            numerator = above + data.threshold * weighted.sum((1, 2))
+            photons = numerator / (below + (weighted * images).sum((1, 2))).clamp_min(1e-30)
+        return photons, torch.zeros_like(photons)
+
+
+def residuals(images: Tensor, data: BeadData) -> Tensor:
+    """(E, H, W) model minus data, censored pixels only where the model exceeds the threshold."""
+    photons, background = linear_fit(images, data)
+    if data.threshold is None:
+        return photons[:, None, None] * images + (background[:, None, None] - data.target)
+    return torch.maximum(photons[:, None, None] * images - data.target, data.least_residual)
+
+
+def misfit(model: BeadModel, p: Parameters, data: BeadData) -> Tensor:
+    """Weighted squared residuals relative to the weighted data: 0 is perfect, 1 is no model at all."""
+    r = residuals(model.images(p, data.focus_nm, data.travel), data)
+    return (data.weights * r.square()).sum() / data.scale
+
+
+def log_likelihood(misfit_value: float, data: BeadData) -> float:
+    """Gaussian log-likelihood with the unknown dispersion (gain, model error) profiled out.
+
+    Only differences between fits of the same data mean something.
+    """
+    weights = data.weights[data.kept_weights > 0]
+    chi2 = max(misfit_value * data.scale, 1e-30)
+    dispersion = math.log(2 * math.pi * chi2 / weights.numel())
+    return 0.5 * (float(torch.log(weights).sum()) - weights.numel() * (dispersion + 1))
+
+
+def prior(model: BeadModel, p: Parameters) -> Tensor:
+    """Smoothness of phase (of its phasor, so that wraps are free) and log amplitude, weighted by the light."""
+    phase, amplitude = model.total_phase(p), model.total_log_amplitude(p)
+    area = model.inside.sum()
+    total = _AMPLITUDE_SIZE_PRIOR * (amplitude.square() * model.inside).sum() / area
+    for axis in (0, 1):
+        n = model.samples
+        first, second = (t.narrow(axis, 0, n - 1) for t in (model.power, model.inside))
+        light = torch.minimum(first, model.power.narrow(axis, 1, n - 1))
+        pairs = second & model.inside.narrow(axis, 1, n - 1)
+        turn = 2 * (1 - torch.cos(torch.diff(phase, dim=axis)))
+        total = total + _PHASE_PRIOR * (light * turn).sum() / area
+        total = total + _AMPLITUDE_PRIOR * (pairs * torch.diff(amplitude, dim=axis).square()).sum() / area
+    return total
+
+
+GEOMETRY = ("position", "focus", "log_blur")
+SMOOTH = ("zernike", "radial", *GEOMETRY)
+PIXELWISE = ("phase", "log_amplitude", *GEOMETRY)
+
+
+def minimise(
+    model: BeadModel,
+    start: Parameters,
+    data: BeadData,
+    *,
+    free: Sequence[str],
+    iterations: int,
+    on_evaluation: Callable[[], None],
+) -> tuple[Parameters, float]:
+    """L-BFGS with strong Wolfe line search over the fields named in ``free``; returns the best point and its misfit.
+
+    Returns
+    -------
+    The best parameters met (never worse than ``start``) and their loss, prior included.
+    """
+    tensors = {name: getattr(start, name).detach().clone().requires_grad_() for name in free}
+    optimiser = torch.optim.LBFGS(
+        list(tensors.values()),
+        max_iter=iterations,
+        max_eval=iterations + iterations // 4,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-9,
+        tolerance_change=1e-9,
+    )
+    best, best_loss = start, math.inf
+
+    def closure() -> float:
+        nonlocal best, best_loss
+        optimiser.zero_grad()
+        p = replace(start, **tensors)
+        loss = misfit(model, p, data) + prior(model, p)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if (value := float(loss.detach())) < best_loss:
+            best_loss = value
+            best = replace(start, **{name: tensor.detach().clone() for name, tensor in tensors.items()})
+        on_evaluation()
+        return value
+
+    try:
+        optimiser.step(closure)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        # The cubic line search divides by zero once float32 cannot tell two losses apart: that is convergence.
+        if "overflow" not in str(error):
+            raise
+    return best, best_loss
