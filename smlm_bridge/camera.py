@@ -4,7 +4,7 @@ Photo-electrons = (ADU - offset) * e_per_adu / em_gain. Every photon number is a
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from smlm_bridge._optional import require
 from smlm_bridge.errors import InputRejected
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Generator, Tensor
 
 Number = float | NDArray[np.float32]
 
@@ -115,16 +115,17 @@ class Camera:
         referred to the input (Huang 2013).
         """
         read = np.asarray(self.read_noise_e, dtype=np.float64) / self.em_gain
-        return self.excess_noise_factor * np.maximum(photons, 0.0) + read**2
+        variance: NDArray[np.float64] = self.excess_noise_factor * np.maximum(photons, 0.0) + read**2
+        return variance
 
-    def sample(self, photons: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
+    def sample(self, photons: "Tensor", generator: "Generator") -> "Tensor":
         """Draw recorded counts (ADU, not rounded) for mean photo-electrons (..., H, W) >= 0.
 
         EM multiplication is a gamma distribution with the number of electrons as shape (Basden 2003).
         """
         torch = require("torch", extra="train")
 
-        def like(value: Number) -> "torch.Tensor":
+        def like(value: Number) -> Any:
             return torch.as_tensor(value, dtype=photons.dtype, device=photons.device)
 
         electrons = torch.poisson(photons, generator=generator)
@@ -136,4 +137,5 @@ class Camera:
                 photons.shape, dtype=photons.dtype, device=photons.device, generator=generator
             )
             electrons = electrons + noise * read_noise
-        return electrons / like(self.e_per_adu) + like(self.offset)
+        counts: Tensor = electrons / like(self.e_per_adu) + like(self.offset)
+        return counts

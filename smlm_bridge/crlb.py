@@ -5,6 +5,7 @@ Huang et al. 2013 for read noise; the excess factor for EMCCDs). Always all five
 and background, because fixing a nuisance parameter makes the bound too good.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,12 +43,16 @@ def derivatives(
     def images(position: Tensor) -> Tensor:
         return psf.images(position, shape, blur_nm=blur_nm)
 
+    xyz_nm = xyz_nm.contiguous()
     fraction = images(xyz_nm)
     directions = torch.eye(3, dtype=xyz_nm.dtype, device=xyz_nm.device)
-    slopes = [
-        torch.func.jvp(images, (xyz_nm,), (direction.expand_as(xyz_nm).contiguous(),))[1]
-        for direction in directions
-    ]
+    with warnings.catch_warnings():
+        # On first use torch warns of a part of its own that it will remove.
+        warnings.filterwarnings("ignore", message="`torch.jit.script`", category=FutureWarning)
+        slopes = [
+            torch.func.jvp(images, (xyz_nm,), (direction.expand_as(xyz_nm).contiguous(),))[1]
+            for direction in directions
+        ]
     brightness = photons.to(fraction)[:, None, None]
     by_position = [slope * brightness for slope in slopes]
     return fraction * brightness, torch.stack([*by_position, fraction, torch.ones_like(fraction)], dim=1)
@@ -83,8 +88,8 @@ def crlb(
 ) -> Tensor:
     """(E, 5) lowest standard deviations by ``PARAMETERS``; see ``fisher`` for the arguments.
 
-    A parameter that an image does not determine, e.g. z exactly in the focus of a symmetric PSF, has the bound
-    ``inf``.
+    A parameter that an image does not determine, e.g. z exactly in the focus of a symmetric PSF, has the
+    bound ``inf``.
 
     Raises
     ------
@@ -105,7 +110,8 @@ def crlb(
     shares = vectors.square()  # (E, 5, 5): of each parameter in each eigenvector
     variance = (shares / eigenvalues.masked_fill(singular, torch.inf)[:, None, :]).sum(2)
     undetermined = (shares * singular[:, None, :]).sum(2) > 1e-6
-    return variance.sqrt().mul(scale).masked_fill(undetermined, torch.inf)
+    bound: Tensor = variance.sqrt().mul(scale).masked_fill(undetermined, torch.inf)
+    return bound
 
 
 def crlb_table(
@@ -142,8 +148,8 @@ def crlb_table(
         rows, columns = camera.read_noise_e.shape
         if min(rows, columns) < size_px:
             raise InputRejected(
-                f"the camera's read noise map of {columns} x {rows} pixels is smaller than the window of {size_px}. "
-                "Give a larger map, a number, or a smaller window."
+                f"the camera's read noise map of {columns} x {rows} pixels is smaller than the window of "
+                f"{size_px}. Give a larger map, a number, or a smaller window."
             )
         camera = camera.crop((rows - size_px) // 2, (columns - size_px) // 2, size_px, size_px)
     centre = size_px / 2 * psf.pixel_nm

@@ -55,7 +55,7 @@ class LocalizeOptions:
     threshold
         Least probability; None takes the model's.
     tile_px
-        Larger frames are cut into tiles of this size, with an overlap that makes the result independent of it.
+        Larger frames are cut into tiles of this size, with an overlap: the result does not depend on it.
     block_pixels
         Pixels given to the network at once: bounds the memory.
     """
@@ -133,7 +133,7 @@ def localize(
 def localize_frames(
     counts: NDArray[np.generic], model: Model, *, camera: Camera, options: LocalizeOptions
 ) -> pd.DataFrame:
-    """Localize frames (T, C, H, W) in counts; frames in the table count from 0, x and y from this array's corner.
+    """Localize frames (T, C, H, W) in counts; frames count from 0, x and y from the corner of this array.
 
     Raises
     ------
@@ -158,8 +158,8 @@ def run_tiled(
 ) -> NDArray[np.float32]:
     """Maps (T, 10, H, W) of frames (T, C, H, W) of any size.
 
-    Every tile sees as far beyond its own edge as the network looks, on the network's own grid, so that the maps
-    do not depend on the tiling.
+    Every tile sees as far beyond its own edge as the network looks, on the network's own grid, so that the
+    maps do not depend on the tiling.
     """
     info = model.info
     step = info.size_step

@@ -119,7 +119,8 @@ def _background_basis(shape: tuple[int, int], grid_px: float) -> FloatArray:
         nodes = max(2, int(np.ceil(length / grid_px)) + 1)
         position = np.linspace(0, nodes - 1, length) if length > 1 else np.zeros(1)
         axes.append(np.clip(1 - np.abs(position - np.arange(nodes)[:, None]), 0, None))
-    return np.einsum("iy,jx->ijyx", *axes).reshape(-1, shape[0] * shape[1])
+    basis: FloatArray = np.einsum("iy,jx->ijyx", *axes).reshape(-1, shape[0] * shape[1])
+    return basis
 
 
 def _non_negative(design: FloatArray, data: FloatArray) -> FloatArray:

@@ -105,9 +105,9 @@ class Trainer:
             torch.manual_seed(options.seed)
             network = DenseLocalizer(1, options.widths, options.bottom_dilations, scaling)
         if weights is not None:
-            network.load_state_dict(weights)
+            _start_from(network, weights)
         self.network: DenseLocalizer = network.to(self.device)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
@@ -246,6 +246,19 @@ class Trainer:
         )
 
 
+def _start_from(network: DenseLocalizer, weights: Mapping[str, Tensor]) -> None:
+    """Take the weights of another training of the same network."""
+    own = network.state_dict()
+    for name, value in own.items():
+        given = weights.get(name)
+        if not name.endswith("num_batches_tracked") and (given is None or given.shape != value.shape):
+            raise InputRejected(
+                f"the weights to start from belong to another network ('{name}' is missing or of another size). "
+                "Start from a model of the same system, or without --from."
+            )
+    network.load_state_dict({**own, **{name: value for name, value in weights.items() if name in own}})
+
+
 def training_psf(
     calibration: Calibration, ranges: Ranges, *, reach_px: int, device: torch.device | str = "cpu"
 ) -> PSF:
@@ -270,14 +283,14 @@ def train(
     Raises
     ------
     SmlmError
-        If the loss is not finite; ``on_step`` has not seen that step, so a checkpoint of it holds good weights.
+        If the loss is not finite; ``on_step`` has not seen that step, so its checkpoints hold good weights.
     """
     while not trainer.done:
         terms = trainer.step()
         if not math.isfinite(sum(terms.values())):
             raise SmlmError(
-                f"the loss is not finite after {trainer.progress.samples} samples: {terms}. Resume from the last "
-                "checkpoint or start with a lower learning rate."
+                f"the loss is not finite after {trainer.progress.samples} samples: {terms}. Resume from the "
+                "last checkpoint or start with a lower learning rate."
             )
         if on_step is not None:
             on_step(trainer.progress, terms)

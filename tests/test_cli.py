@@ -26,6 +26,7 @@ from smlm_bridge.cli.values import (
 from smlm_bridge.cli.verbs import BUILT, NOT_BUILT, LazyGroup, program
 from smlm_bridge.errors import InputRejected, MissingDependency, SmlmError
 
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TABLE = '"id","frame","x [nm]","y [nm]"\n1,1,100.5,200.25\n2,3,300,400\n'
 
 
@@ -598,6 +599,19 @@ def test_a_camera_map_of_the_whole_chip_is_cut_to_the_region(
     assert only_object(capsys.readouterr().out)["localizations"] == 3
 
 
+def test_localize_draws_what_is_asked_for(
+    calibration: Path, dots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, preview, report = (tmp_path / name for name in ("bright.onnx", "preview.png", "report.html"))
+    bright_pixel_model(calibration, model)
+    arguments = ["localize", str(dots), "-o", str(tmp_path / "table.csv"), "--model", str(model)]
+    assert main([*arguments, "--preview", str(preview), "--report", str(report)]) == 0
+    assert "localizations  4" in capsys.readouterr().out
+    assert preview.read_bytes().startswith(b"\x89PNG")
+    assert "dots.tif" in report.read_text(encoding="utf-8")
+    assert main([*arguments, "--preview", str(tmp_path / "table.csv")]) == 2  # two outputs in one file
+
+
 MICROSCOPE = ["--numerical-aperture", "1.45", "--immersion-index", "1.518", "--sample-index", "1.33"]
 SETUP = [
     *MICROSCOPE,
@@ -650,6 +664,41 @@ def test_calibrate_refuses_before_it_works(tmp_path: Path, capsys: pytest.Captur
     assert "constant" in capsys.readouterr().err
     assert main(["calibrate", str(stack), "-o", str(target), "--z-step-nm", "-100"]) == 2
     assert not target.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no microscope data at {DATA}")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_calibrate_a_real_bead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import tifffile
+
+    from smlm_bridge.io.calibration import load_calibration
+
+    stack, target, model = DATA / "beads" / "tetrapod.tif", tmp_path / "bead.psf.h5", tmp_path / "model.tif"
+    optics = ["--numerical-aperture", "1.49", "--immersion-index", "1.518", "--sample-index", "1.33"]
+    optics += ["--wavelength-nm", "605", "--pixel-nm", "110", "--focus-nm", "3150", "--analyser", "90"]
+    relay = [
+        "--slm-pixel-um",
+        "24",
+        "--relay-focal-mm",
+        "150",
+        "--magnification",
+        "100",
+        "--variable",
+        "mask1",
+    ]
+    mask = ["--initial-mask", str(DATA / "masks" / "pair_tetrapod_edof.mat"), *relay]
+    outputs = ["-o", str(target), "--model-stack", str(model), "--json"]
+    how = ["--z-step-nm", "-100", "--fit-slices", "0:53:4"]
+    assert main(["calibrate", str(stack), *outputs, *optics, *mask, *how]) == 0
+    values = only_object(capsys.readouterr().out)
+    assert isinstance(values["rrse"], float)
+    assert values["rrse"] < 0.2
+    assert values["analyser_deg"] == 90.0
+    assert isinstance(values["held_out"], dict)
+    assert tifffile.imread(model).shape == tifffile.imread(stack).shape
+    assert load_calibration(target).pupil is not None
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from types import FrameType
 
 import click
@@ -61,17 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str], as_json: bool) -> Summary | None:
     from smlm_bridge.cli.verbs import program
 
-    if not arguments:
-        arguments = ["--help"]
-    if as_json:
-        # Whatever a library prints must not stand beside the one object on stdout.
-        with redirect_stdout(sys.stderr):
-            result = program.main(arguments, prog_name="smlm-bridge", standalone_mode=False)
-    else:
-        result = program.main(arguments, prog_name="smlm-bridge", standalone_mode=False)
-    if result is None or isinstance(result, Summary):
-        return result
-    return Summary({}, exit_code=int(result))
+    # Whatever a library prints must not stand beside the one object on stdout.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        try:
+            # Not program.main: that writes lines of its own when it is interrupted.
+            with program.make_context("smlm-bridge", arguments or ["--help"]) as context:
+                result = program.invoke(context)
+        except click.exceptions.Exit as end:  # of --help and --version
+            return None if end.exit_code == 0 else Summary({}, exit_code=end.exit_code)
+    return result if isinstance(result, Summary) else None
 
 
 def _write(text: str) -> None:
@@ -82,7 +80,7 @@ def _write(text: str) -> None:
 def _answer(error: BaseException) -> tuple[int, str]:
     """Exit code and one line for whatever ended the verb."""
     if isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
-        return EXIT_INTERRUPTED, "interrupted; no output was written."
+        return EXIT_INTERRUPTED, "interrupted; no output was left incomplete."
     if isinstance(error, click.ClickException):
         hint = ""
         if isinstance(error, click.UsageError) and error.ctx is not None:

@@ -11,7 +11,6 @@ from smlm_bridge.cli.common import (
     Run,
     SetupReader,
     file_option,
-    not_built,
     output_option,
     required,
     setup_options,
@@ -23,11 +22,15 @@ from smlm_bridge.cli.verbs import refuse_not_built
 from smlm_bridge.errors import InputRejected
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from smlm_bridge.io.setup import Setup
     from smlm_bridge.optics.microscope import Optics
     from smlm_bridge.optics.pupil import Pupil
-    from smlm_bridge.retrieve.result import Retrieval
+    from smlm_bridge.retrieve import Retrieval
 
+NO_OPTICS = "the microscope is missing: give --setup FILE.toml with [optics], or options of the same names."
+BOUND_HEIGHTS = 21
 # Polarising splitters stand along the axes of the camera; other angles are given, not searched.
 AUTO_ANALYSERS_DEG = (None, 0.0, 90.0)
 
@@ -57,7 +60,7 @@ AUTO_ANALYSERS_DEG = (None, 0.0, 90.0)
 @click.option("--fit-slices", type=SLICES, default="all", show_default=True,
               help="Slices that are fitted; the others are scored as held out.")  # fmt: skip
 @file_option("--model-stack", "The fitted model of every slice in the data's own counts, .tif.")
-@not_built("--report")
+@file_option("--report", "A self-contained page about the calibration, .html.")
 @setup_options(mask=True)
 def command(
     run: Run,
@@ -73,6 +76,7 @@ def command(
     method: str,
     fit_slices: str | tuple[int, int, int],
     model_stack: Path | None,
+    report: Path | None,
     setup: SetupReader,
 ) -> Summary:
     """Retrieve the PSF of a microscope from STACK, one bead at several focus positions.
@@ -86,14 +90,14 @@ def command(
         refuse_not_built(f"--method {method} of 'calibrate'")
     if len(stacks) > 1:
         refuse_not_built("calibrating from several stacks at once")
-    run.outputs(output, model_stack)
+    run.outputs(output, model_stack, report)
     from smlm_bridge._optional import require
+    from smlm_bridge.io.atomic import atomic_output
     from smlm_bridge.io.calibration import save_calibration
     from smlm_bridge.io.images import read_stack, write_stack
 
     require("torch", extra="train")
-    from smlm_bridge.retrieve.fit import retrieve
-    from smlm_bridge.retrieve.result import RetrieveOptions
+    from smlm_bridge.retrieve import RetrieveOptions, retrieve
 
     known = _setup(setup, initial_mask)
     optics, analysers = _analysers(required(known.optics, NO_OPTICS), analyser)
@@ -117,10 +121,11 @@ def command(
     if model_stack is not None:
         pixel_nm = optics.pixel_nm
         write_stack(model_stack, result.model_stack, pixel_nm=pixel_nm, axes="ZYX", overwrite=run.overwrite)
+    if report is not None:
+        page = _page(result, stack, title=stacks[0].name)
+        with atomic_output(report, overwrite=run.overwrite) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     return _summary(result, output)
-
-
-NO_OPTICS = "the microscope is missing: give --setup FILE.toml with [optics], or options of the same names."
 
 
 def _setup(setup: SetupReader, initial_mask: Path | None) -> "Setup":
@@ -178,6 +183,30 @@ def _report_warnings(result: "Retrieval") -> None:
 
     for text in result.warnings:
         warnings.warn(text, stacklevel=2)
+
+
+def _page(result: "Retrieval", stack: "NDArray[Any]", *, title: str) -> str:
+    """The report, with the bound where there is one."""
+    import numpy as np
+    import torch
+
+    from smlm_bridge.crlb import crlb_table
+    from smlm_bridge.report import calibration_page
+
+    known = result.calibration
+    heights = [float(z) for z in np.linspace(*known.z_range_nm, BOUND_HEIGHTS)]
+    try:
+        bound = crlb_table(
+            known.psf(dtype=torch.float64),
+            known.camera,
+            z_nm=heights,
+            photons=5000,
+            background=20,
+            size_px=61,
+        )
+    except InputRejected:  # a bound that does not exist is no reason to lose the page
+        bound = None
+    return calibration_page(result, stack, title=title, crlb=bound)
 
 
 def _summary(result: "Retrieval", output: Path) -> Summary:

@@ -1,6 +1,7 @@
 """``crlb``: the best possible precision of a calibration over z."""
 
 from pathlib import Path
+
 import click
 
 from smlm_bridge.cli.common import Run, SetupReader, file_option, output_option, setup_options, verb
@@ -76,4 +77,3 @@ def command(
             temporary.write_bytes(crlb_plot_png(table))
     values = {name: table[name].tolist() for name in ("z_nm", *SIGMAS)}
     return Summary(values, table.round(3).to_string(index=False))
-

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smlm_bridge import __version__
-from smlm_bridge.cli.common import Run, SetupReader, not_built, output_option, required, setup_options, verb
+from smlm_bridge.cli.common import (
+    Run,
+    SetupReader,
+    file_option,
+    not_built,
+    output_option,
+    required,
+    setup_options,
+    verb,
+)
 from smlm_bridge.cli.reporting import Summary, aligned
 from smlm_bridge.cli.values import FRAMES, ROI
 from smlm_bridge.cli.verbs import refuse_not_built
@@ -18,6 +27,7 @@ from smlm_bridge.errors import InputRejected, SmlmError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
     from smlm_bridge.camera import Camera
     from smlm_bridge.io.images import FrameSource
@@ -40,6 +50,8 @@ PIXEL_TOLERANCE = 0.02
 @click.option("--threshold", type=float, help="Least probability, 0 to 1; absent: the model's.")
 @click.option("--frames", type=FRAMES, help="First and last frame, from 1, both included.")
 @click.option("--roi", type=ROI, help="Region in pixels: column, row, width, height.")
+@file_option("--preview", "The super-resolved picture, .png.")
+@file_option("--report", "A self-contained page about the run, .html.")
 @not_built(
     "--detector", "--detector-threshold", "--workers", "--channel2", "--split",
     flags=("--refine", "--resume"),
@@ -55,6 +67,8 @@ def command(
     threshold: float | None,
     frames: tuple[int, int] | None,
     roi: tuple[int, int, int, int] | None,
+    preview: Path | None,
+    report: Path | None,
     setup: SetupReader,
 ) -> Summary:
     """Localize the emitters in FRAMES: TIFF files in order, a folder or a quoted pattern.
@@ -66,8 +80,7 @@ def command(
     if calibration is not None:
         refuse_not_built("localizing with --calibration (detect and fit)")
     required(model, "give --model MODEL: a .onnx file or a name that 'smlm-bridge models' lists.")
-    protocol = output.with_suffix(".protocol.json")
-    run.outputs(output, protocol)
+    run.outputs(output, output.with_suffix(".protocol.json"), preview, report)
     from smlm_bridge.io.images import open_frames
     from smlm_bridge.io.model import load_model
     from smlm_bridge.io.thunderstorm import write_protocol, write_table
@@ -81,18 +94,19 @@ def command(
         camera = camera_of(source, setup(known).camera or known)
         _check(source, network, camera)
         blocks = localize(source, network, camera=camera, options=options, on_step=on_step)
-        result = _collect(blocks, source.n_frames)
+        result = _collect(blocks, source)
     write_table(output, result.table, overwrite=run.overwrite)
     values = {
-        "frames": result.frames,
+        "frames": source.n_frames,
         "localizations": len(result.table),
         "failed_frames": len(result.failed),
-        "failures": result.failed,
+        "failures": {frame + 1: reason for frame, reason in result.failed.items()},
         "seconds": time.monotonic() - began,
         "coverage": None,
     }
     made = _protocol(frames_in, network, camera, threshold=threshold, frames=frames, roi=roi)
     write_protocol(output, {**made, **values}, overwrite=run.overwrite)
+    _pictures(run, result, source, network, made, preview=preview, report=report)
     return Summary(
         values, aligned({"table": str(output), **{k: v for k, v in values.items() if k != "failures"}})
     )
@@ -100,24 +114,70 @@ def command(
 
 @dataclass(frozen=True)
 class _Result:
-    """All blocks together; ``failed`` maps a frame (from 1) to the reason."""
+    """All blocks together, and the first frame to show; ``failed`` maps a frame (from 0) to the reason."""
 
-    frames: int
     table: "pd.DataFrame"
     failed: dict[int, str]
+    first_frame: "NDArray[Any] | None"
 
 
-def _collect(blocks: "Iterable[Localized]", frames: int) -> _Result:
+def _collect(blocks: "Iterable[Localized]", source: "FrameSource") -> _Result:
     import pandas as pd
 
-    tables, failed = [], {}
+    tables: list[pd.DataFrame] = []
+    failed: dict[int, str] = {}
     for block in blocks:
         tables.append(block.table)
-        failed.update({frame + 1: reason for frame, reason in block.failed.items()})
-    if failed and len(failed) == frames:
-        raise SmlmError(f"every frame failed; frame {min(failed)}: {failed[min(failed)]}")
+        failed.update(block.failed)
+    if failed and len(failed) == source.n_frames:
+        raise SmlmError(f"every frame failed; frame {min(failed) + 1}: {failed[min(failed)]}")
     filled = [table for table in tables if len(table)] or tables[:1]
-    return _Result(frames, pd.concat(filled, ignore_index=True), failed)
+    first = None if source.first_frame in failed else source.read(0, 1)[0, 0]
+    return _Result(pd.concat(filled, ignore_index=True), failed, first)
+
+
+def _pictures(
+    run: Run,
+    result: _Result,
+    source: "FrameSource",
+    network: "Model",
+    made: dict[str, Any],
+    *,
+    preview: Path | None,
+    report: Path | None,
+) -> None:
+    """Write the picture and the page that were asked for."""
+    if preview is None and report is None:
+        return
+    from smlm_bridge.io.atomic import atomic_output
+    from smlm_bridge.report import localization_page, preview_png
+
+    known = network.info.calibration
+    seen: dict[str, Any] = {
+        "frame_shape": (source.height, source.width),
+        "pixel_nm": known.optics.pixel_nm,
+        "origin_px": (source.x0, source.y0),
+        "z_range_nm": known.z_range_nm,
+    }
+    if preview is not None:
+        picture = preview_png(
+            result.table, first_frame=result.first_frame, first_frame_index=source.first_frame, **seen
+        )
+        with atomic_output(preview, overwrite=run.overwrite) as temporary:
+            temporary.write_bytes(picture)
+    if report is not None:
+        page = localization_page(
+            result.table,
+            title=", ".join(Path(name).name for name in made["input"]),
+            example_frame=result.first_frame,
+            example_frame_index=source.first_frame,
+            failed_frames=result.failed,
+            provenance=made,
+            n_frames=source.first_frame + source.n_frames,
+            **seen,
+        )
+        with atomic_output(report, overwrite=run.overwrite) as temporary:
+            temporary.write_text(page, encoding="utf-8")
 
 
 def camera_of(source: "FrameSource", camera: "Camera") -> "Camera":

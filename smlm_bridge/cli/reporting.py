@@ -63,6 +63,8 @@ def _shown(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.5g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_shown(item)}" for name, item in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(_shown(item) for item in value)
     return str(value)

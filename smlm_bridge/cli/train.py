@@ -24,6 +24,10 @@ from smlm_bridge.cli.verbs import refuse_not_built
 from smlm_bridge.errors import InputRejected
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
     from smlm_bridge.calibration import Calibration
     from smlm_bridge.model import Model, ModelInfo
     from smlm_bridge.simulate.scene import Ranges
@@ -65,7 +69,8 @@ class _Files:
 @click.option("--samples", type=click.IntRange(min=1), help="Frames to train on; whichever ends first.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint beside the output (.checkpoint).")
 @click.option("--purpose", default="", help="What the model is for, a sentence for its card.")
-@not_built("--from", "--freeze")
+@click.option("--from", "start", metavar="M", help="Start from the weights of this model (file or shipped name).")
+@not_built("--freeze")
 @setup_options(optics=False)
 def command(
     run: Run,
@@ -77,6 +82,7 @@ def command(
     minutes: float | None,
     samples: int | None,
     resume: bool,
+    start: str | None,
     purpose: str,
     setup: SetupReader,
 ) -> Summary:
@@ -110,12 +116,21 @@ def command(
     if "minutes" in budget and "samples" not in budget:
         budget["samples"] = UNLIMITED_SAMPLES
     options = TrainOptions(**budget, seed=seed)
-    trainer = Trainer(known, _ranges(ranges, known), options, device=run.device)
+    weights = None if start is None or state is not None else _weights(start)
+    trainer = Trainer(known, _ranges(ranges, known), options, device=run.device, weights=weights)
     if state is not None:
         trainer.load_state_dict(state)
     _train(run, trainer, files)
     purpose = purpose or f"emitters imaged with the PSF of {Path(calibration).name}"
-    return _finish(run, trainer, files, system=system, purpose=purpose)
+    return _finish(run, trainer, files, system=system, purpose=purpose, start=start)
+
+
+def _weights(start: str) -> "Mapping[str, Tensor]":
+    """The weights of a model file or a shipped model."""
+    from smlm_bridge.io.model import find_model
+    from smlm_bridge.networks.export import weights_of
+
+    return weights_of(find_model(start).read_bytes())
 
 
 def _ranges(path: Path | None, known: "Calibration") -> "Ranges":
@@ -160,7 +175,9 @@ def _train(run: Run, trainer: "Trainer", files: _Files) -> None:
     save_checkpoint(files.checkpoint, trainer.state_dict())
 
 
-def _finish(run: Run, trainer: "Trainer", files: _Files, *, system: str, purpose: str) -> Summary:
+def _finish(
+    run: Run, trainer: "Trainer", files: _Files, *, system: str, purpose: str, start: str | None
+) -> Summary:
     """Export, score, write the model and its card, and drop the checkpoint."""
     from smlm_bridge.io.atomic import atomic_output
     from smlm_bridge.io.model import load_model, save_model
@@ -181,6 +198,7 @@ def _finish(run: Run, trainer: "Trainer", files: _Files, *, system: str, purpose
             "made_by": f"smlm_bridge {__version__}, train",
             "samples": progress.samples,
             "seconds": progress.seconds,
+            "started_from": start,
             "options": plain(asdict(trainer.options)),
         },
     )

@@ -44,6 +44,23 @@ def save_model(path: Path | str, onnx_bytes: bytes, *, overwrite: bool = False) 
         temporary.write_bytes(onnx_bytes)
 
 
+def find_model(path_or_name: Path | str) -> Path:
+    """The file of a model, given as a path or as the name of a shipped one.
+
+    Raises
+    ------
+    InputRejected
+        If there is neither.
+    """
+    path = find_shipped(path_or_name) or Path(path_or_name)
+    if not path.is_file():
+        raise InputRejected(
+            f"no model '{path_or_name}': neither a file nor a shipped model "
+            f"(there are: {', '.join(shipped_names()) or 'none'})."
+        )
+    return path
+
+
 def load_model(path_or_name: Path | str, *, threads: int | None = None, device: str = "cpu") -> Model:
     """Load a model file, or a shipped model by name.
 
@@ -63,12 +80,7 @@ def load_model(path_or_name: Path | str, *, threads: int | None = None, device: 
     MissingDependency
         If a GPU is asked for and this ONNX Runtime has none.
     """
-    path = find_shipped(path_or_name) or Path(path_or_name)
-    if not path.is_file():
-        raise InputRejected(
-            f"no model '{path_or_name}': neither a file nor a shipped model "
-            f"(there are: {', '.join(shipped_names()) or 'none'})."
-        )
+    path = find_model(path_or_name)
     if path.stat().st_size > _LARGEST_FILE:
         raise InputRejected(
             f"{path_or_name} is larger than {_LARGEST_FILE // 1_000_000} MB, no model of ours is."

@@ -39,6 +39,7 @@ class UNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H, W)."""
+        x: Tensor
         features = [self.down[0](images)]
         for down in list(self.down)[1:]:
             features.append(down(nn.functional.avg_pool2d(features[-1], 2)))

@@ -37,7 +37,8 @@ def decode(
     probability = maps[:, _INDEX["probability"]]
     height, width = probability.shape[1:]
     padded = np.pad(probability.astype(np.float64), ((0, 0), (1, 1), (1, 1)))
-    summed = sum(padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3))
+    shifts = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    summed = np.sum(shifts, axis=0)
     before = maximum_filter(probability, footprint=_BEFORE, mode="constant")
     after = maximum_filter(probability, footprint=_BEFORE[:, ::-1, ::-1], mode="constant")
     peak = (probability > before) & (probability >= after)

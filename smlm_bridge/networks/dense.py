@@ -64,7 +64,7 @@ class Targets:
 
 
 def stabilise(photons: Tensor, read_variance: Tensor | float) -> Tensor:
-    """Generalised Anscombe transform: noise of about unit variance at every brightness (Starck et al. 1998)."""
+    """Noise of about unit variance at every brightness: generalised Anscombe transform (Starck 1998)."""
     return 2.0 * torch.sqrt((photons + 0.375 + read_variance).clamp_min(0.0))
 
 
@@ -79,9 +79,10 @@ class DenseLocalizer(nn.Module):
         self.backbone = UNet(inputs, widths, bottom_dilations)
         self.head = nn.Sequential(conv_block(self.backbone.outputs, self.backbone.outputs))
         self.out = nn.Conv2d(self.backbone.outputs, len(MAP_NAMES), 1)
-        nn.init.zeros_(self.out.bias)
         nn.init.normal_(self.out.weight, std=0.01)
+        assert self.out.bias is not None
         with torch.no_grad():
+            self.out.bias.zero_()
             self.out.bias[_LOGIT] = -6.0  # emitters are rare
 
     @property
@@ -127,9 +128,9 @@ class DenseLocalizer(nn.Module):
     def loss(self, photons: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Terms of the loss, each a scalar: detection, localization, background.
 
-        Detection is the cross-entropy summed over pixels, per emitter; localization the negative log-likelihood
-        of each emitter under the mixture of the Gaussians of the 3 x 3 pixels around it, weighted by their
-        probabilities. Two emitters in one pixel ask for one detection and both positions.
+        Detection is the cross-entropy summed over pixels, per emitter; localization the negative
+        log-likelihood of each emitter under the mixture of the Gaussians of the 3 x 3 pixels around it,
+        weighted by their probabilities. Two emitters in one pixel ask for one detection and both positions.
         """
         s, out = self.scaling, self.raw(photons)
         height, width = out.shape[2:]

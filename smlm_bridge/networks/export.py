@@ -34,9 +34,12 @@ def to_onnx(network: nn.Module, metadata: Mapping[str, str], *, channels: int, s
         torch.onnx.export(
             network,
             (example,),
-            buffer,
+            buffer,  # type: ignore[arg-type]
             dynamo=False,
             opset_version=OPSET,
+            # Batch norm stays apart, so that the weights can be read back; ONNX Runtime fuses it when it loads.
+            training=torch.onnx.TrainingMode.PRESERVE,
+            do_constant_folding=False,
             input_names=["frames"],
             output_names=["maps"],
             dynamic_axes={"frames": axes, "maps": axes},
@@ -48,3 +51,13 @@ def to_onnx(network: nn.Module, metadata: Mapping[str, str], *, channels: int, s
     onnx.checker.check_model(model)
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def weights_of(onnx_bytes: bytes) -> dict[str, torch.Tensor]:
+    """The weights of a network that ``to_onnx`` wrote, by the names of its state."""
+    graph = onnx.load_model_from_string(onnx_bytes).graph
+    return {
+        tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+        for tensor in graph.initializer
+        if tensor.name.endswith((".weight", ".bias", ".running_mean", ".running_var"))
+    }

@@ -62,7 +62,7 @@ class Optics:
         if self.numerical_aperture >= self.immersion_index:
             raise InputRejected(
                 f"numerical_aperture {self.numerical_aperture:g} is not below immersion_index "
-                f"{self.immersion_index:g}: no objective collects light beyond 90 degrees. Correct one of them."
+                f"{self.immersion_index:g}: no objective collects light beyond 90 degrees. Correct one."
             )
         if self.model not in ("vectorial", "scalar"):
             raise InputRejected(f"model '{self.model}' is not one of vectorial, scalar.")
@@ -76,7 +76,7 @@ class Optics:
 
     @property
     def collected_aperture(self) -> float:
-        """Largest k_parallel / k_0 that is collected: the NA; without supercritical light the sample's index."""
+        """Largest k_parallel / k_0 collected: the NA, or the sample's index without supercritical light."""
         if self.supercritical:
             return self.numerical_aperture
         return min(self.numerical_aperture, self.sample_index)

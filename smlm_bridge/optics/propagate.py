@@ -16,6 +16,8 @@ from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.pupil import Pupil
 from smlm_bridge.optics.zernike import zernike_basis
 
+_LEAST_SHARE = 1e-6  # of a cell inside the aperture: below, its light counts for nothing
+
 
 @dataclass(frozen=True)
 class PupilField:
@@ -33,6 +35,9 @@ class PupilField:
         Axial wave vector in the immersion medium.
     focus_nm
         Nominal focus.
+    area_share : (N, N) real
+        Share of each sample's cell that lies inside the aperture. The amplitude carries it as a factor, as the
+        sum over samples needs; the power, a square, must be divided by it once (``power``).
     """
 
     base: Tensor
@@ -40,6 +45,12 @@ class PupilField:
     kz_sample_per_nm: Tensor
     kz_immersion_per_nm: Tensor
     focus_nm: float
+    area_share: Tensor
+
+    def power(self, pupils: Tensor) -> Tensor:
+        """(E,) light that passes pupils (E, F, N, N): the integral of the squared field over the aperture."""
+        squared = (pupils.real.square() + pupils.imag.square()).sum(1)
+        return (squared / self.area_share.clamp_min(_LEAST_SHARE)).sum((1, 2))
 
     @property
     def cut_off_per_nm(self) -> float:
@@ -117,6 +128,7 @@ def pupil_field(
         kz_sample_per_nm=(k0 * optics.sample_index * cos_m).to(complex_dtype),
         kz_immersion_per_nm=(k0 * optics.immersion_index * cos_i).to(dtype),
         focus_nm=optics.focus_nm,
+        area_share=aperture.to(dtype),
     )
 
 
@@ -129,23 +141,24 @@ def defocused(field: PupilField, z_nm: Tensor, focus_nm: Tensor | float | None =
     if focus_nm is None:
         focus_nm = field.focus_nm
     focus = torch.as_tensor(focus_nm, dtype=z_nm.dtype, device=z_nm.device).expand(z_nm.shape)
-    above = z_nm.clamp_min(0.0)[:, None, None]
-    below = z_nm.clamp_max(0.0)[:, None, None]
+    # Not clamp: on the coverslip itself the derivative is the sample's.
+    above = torch.where(z_nm >= 0, z_nm, 0.0)[:, None, None]
+    below = z_nm[:, None, None] - above
     real = field.kz_sample_per_nm.real * above + field.kz_immersion_per_nm * (below - focus[:, None, None])
     # Cut at e^-40, far below what a camera sees: denormal numbers would cost a factor of ten.
     decay = torch.exp((-field.kz_sample_per_nm.imag * above).clamp_min(-40.0))
     return field.base[None] * torch.polar(decay, real)[:, None]
 
 
-def intensity(pupils: Tensor, k_axis_per_nm: Tensor, y_nm: Tensor, x_nm: Tensor) -> Tensor:
+def intensity(field: PupilField, pupils: Tensor, y_nm: Tensor, x_nm: Tensor) -> Tensor:
     """Intensity at the points of a grid, as a density per nm^2 of the collected light.
 
     Parameters
     ----------
+    field
+        Where the pupils come from.
     pupils : (E, F, N, N) complex
         Pupils from ``defocused``.
-    k_axis_per_nm : (N,)
-        Their lateral wave vectors.
     y_nm, x_nm : (E, H) and (E, W), or (H,) and (W,)
         Points relative to the emitter.
 
@@ -153,15 +166,15 @@ def intensity(pupils: Tensor, k_axis_per_nm: Tensor, y_nm: Tensor, x_nm: Tensor)
     -------
     (E, H, W) tensor that integrates to 1 over the plane (Parseval), whatever part of it is asked for.
     """
-    ky = torch.polar(torch.ones_like(phase := y_nm[..., :, None] * k_axis_per_nm), phase)
-    kx = torch.polar(torch.ones_like(phase := x_nm[..., :, None] * k_axis_per_nm), phase)
+    k_axis = field.k_axis_per_nm
+    ky = torch.polar(torch.ones_like(phase := y_nm[..., :, None] * k_axis), phase)
+    kx = torch.polar(torch.ones_like(phase := x_nm[..., :, None] * k_axis), phase)
     if ky.ndim == 3:
         ky, kx = ky[:, None], kx[:, None]
-    field = (ky @ pupils) @ kx.mT
-    density = (field.real.square() + field.imag.square()).sum(1)
-    dk = (k_axis_per_nm[-1] - k_axis_per_nm[0]) / (k_axis_per_nm.numel() - 1)
-    power = (pupils.real.square() + pupils.imag.square()).sum((1, 2, 3))
-    return density * ((dk / (2 * math.pi)) ** 2 / power)[:, None, None]
+    image = (ky @ pupils) @ kx.mT
+    density = (image.real.square() + image.imag.square()).sum(1)
+    dk = (k_axis[-1] - k_axis[0]) / (k_axis.numel() - 1)
+    return density * ((dk / (2 * math.pi)) ** 2 / field.power(pupils))[:, None, None]
 
 
 def _total_phase(pupil: Pupil, *, device: torch.device | str) -> Tensor:

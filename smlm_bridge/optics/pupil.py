@@ -73,4 +73,5 @@ class Pupil:
     def rho_axis(self) -> FloatArray:
         """(N,) coordinates of the samples along either axis, in units of the pupil radius."""
         n = self.phase_rad.shape[0]
-        return (np.arange(n) - (n - 1) / 2) * self.sample_pitch
+        axis: FloatArray = (np.arange(n) - (n - 1) / 2) * self.sample_pitch
+        return axis

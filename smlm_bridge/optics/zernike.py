@@ -41,7 +41,8 @@ def zernike(noll: int, x: FloatArray, y: FloatArray) -> FloatArray:
         radial += coefficient * r2 ** ((n - order) // 2 - k)
     azimuthal = (x + 1j * y) ** order  # r^m e^{i m phi}: the factor r^m completes the radial polynomial
     norm = math.sqrt(n + 1) if m == 0 else math.sqrt(2 * (n + 1))
-    return norm * radial * (azimuthal.real if m >= 0 else azimuthal.imag)
+    values: FloatArray = norm * radial * (azimuthal.real if m >= 0 else azimuthal.imag)
+    return values
 
 
 def zernike_basis(noll: list[int], x: FloatArray, y: FloatArray) -> FloatArray:

@@ -13,7 +13,7 @@ from smlm_bridge.psf.resample import SPREAD, pixel_weights, sharpened
 
 # Complex numbers held at once: bounds the memory of a call to about a quarter of a gigabyte.
 _CHUNK_ELEMENTS = 8_000_000
-_BLUR_REACH = 4.0  # standard deviations of the blur that are followed beyond the edge of the window
+_BLUR_REACH = 5.0  # standard deviations of the blur that are followed beyond the edge of the window
 _SAMPLES_A_PERIOD = 5.5  # of the finest detail that the optics pass, before pixels blur or integrate it
 
 
@@ -71,14 +71,14 @@ class PupilPSF:
         pupils = defocused(self.field, xyz_nm[:, 2])
         if not self.integrate and self.blur_nm == 0.0 and blur_nm is None:
             y, x = (self._centres(shape[i], xyz_nm) - xyz_nm[:, 1 - i, None] for i in (0, 1))
-            return intensity(pupils, self.field.k_axis_per_nm, y, x) * self.pixel_nm**2
+            return intensity(self.field, pupils, y, x) * self.pixel_nm**2
         variance = xyz_nm.new_full((xyz_nm.shape[0],), self.blur_nm**2)
         if blur_nm is not None:
             variance = variance + blur_nm.to(xyz_nm) ** 2
         oversampling = self._oversampling
         pitch = self.pixel_nm / oversampling
         sigma = torch.sqrt(variance + (SPREAD * pitch) ** 2)
-        margin = math.ceil(_BLUR_REACH * float(sigma.detach().max()) / self.pixel_nm)
+        margin = math.ceil((_BLUR_REACH * float(sigma.detach().max()) + 2 * pitch) / self.pixel_nm)
         weights, points = [], []
         for i in (0, 1):
             samples = torch.arange(
@@ -101,7 +101,7 @@ class PupilPSF:
                     )
                 )
             )
-        fine = intensity(pupils, self.field.k_axis_per_nm, points[0], points[1])
+        fine = intensity(self.field, pupils, points[0], points[1])
         return weights[0] @ fine @ weights[1].mT
 
     @property

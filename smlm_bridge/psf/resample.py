@@ -1,8 +1,8 @@
 """Separable weights that take samples of an image plane onto camera pixels, blurred and integrated.
 
 Samples of a band-limited image are spread by a Gaussian of ``SPREAD`` samples, which makes their sum smooth;
-the spread is taken out again, by ``sharpened`` (the samples' weights) or in a table's own spectrum, so that it
-leaves no blur in the image.
+the spread is taken out again, by ``sharpened`` (the samples' weights) or in a table's own spectrum, so that
+it leaves no blur in the image.
 """
 
 import math

@@ -148,7 +148,7 @@ class SplinePSF:
 
 
 def _sharpen(table: NDArray[np.float64], *, cut_off: float) -> NDArray[np.float64]:
-    """Take a Gaussian of ``SPREAD`` samples out of images (Z, M, M) with no light above ``cut_off`` rad a sample.
+    """Take a Gaussian of ``SPREAD`` samples out of images (Z, M, M) of band limit ``cut_off`` rad a sample.
 
     Above the cut-off the gain stays level, so that the edge of the table does not ring.
     """
@@ -159,7 +159,7 @@ def _sharpen(table: NDArray[np.float64], *, cut_off: float) -> NDArray[np.float6
 
 
 def _uniform_spline(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Coefficients (Z + 2, ...) of the cubic B-spline through the planes (Z, ...), not-a-knot at both ends."""
+    """(Z + 2, ...) coefficients of the cubic B-spline through planes (Z, ...), not-a-knot at both ends."""
     n = table.shape[0]
     system = np.zeros((n + 2, n + 2))
     for offset, weight in enumerate((1 / 6, 4 / 6, 1 / 6)):

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from smlm_bridge.report.figures import (
@@ -26,9 +27,9 @@ FloatStack = NDArray[np.float32]
 
 _SLICES: Final = 9
 _PEAK_PERCENTILE: Final = 99.9
-_RESIDUAL_SHARE: Final = 0.5  # of the peak, at the ends of the residual's colours
+_RESIDUAL_SHARE: Final = 0.25  # of the peak, at the ends of the residual's colours
 _BYTES: Final = 700_000
-_WINDOW_SHARE: Final = 0.995  # of the model's light inside the window that is shown
+_WINDOW_SHARE: Final = 0.9  # of the model's light inside the window that is shown
 
 
 def slices_png(retrieval: "Retrieval", measured: FloatStack) -> bytes:
@@ -58,7 +59,7 @@ def slices_png(retrieval: "Retrieval", measured: FloatStack) -> bytes:
         places[0, column].set_title(
             f"slice {index}\n{retrieval.focus_nm[index] / 1000:+.2f} µm", fontsize=FONT_PT - 1
         )
-    scale_bar(places[0, 0], width_nm=width * pixel_nm)
+    scale_bar(places[0, 0], width_nm=width * pixel_nm, small=True)
     figure.supxlabel("slice number from 0, and its focus (objective travel)", fontsize=FONT_PT)
     return to_png(figure, max_bytes=_BYTES)
 
@@ -73,6 +74,7 @@ def sections_png(retrieval: "Retrieval", measured: FloatStack) -> bytes:
     focus = retrieval.focus_nm / 1000
     half_step = (focus[-1] - focus[0]) / max(len(focus) - 1, 1) / 2 or 0.05
     ends = (focus[0] - half_step, focus[-1] + half_step)
+    seen = _window(retrieval.model_stack)[:0:-1]
     figure = new_figure(10.5, 5.6)
     places = figure.subplots(2, 3, sharey=True)
     for along, cut, line in ((0, np.s_[:, row, :], places[0]), (1, np.s_[:, :, column], places[1])):
@@ -86,6 +88,7 @@ def sections_png(retrieval: "Retrieval", measured: FloatStack) -> bytes:
                 stack[cut], cmap=colours[0], vmin=colours[1], vmax=colours[2], aspect="auto", origin="lower",
                 extent=(0, length, *ends),
             )  # fmt: skip
+            axes.set_xlim(seen[along].start * pixel_um, seen[along].stop * pixel_um)
             axes.set_ylim(min(ends), max(ends))
             plain_axes(axes, title=name if along == 0 else "", x=f"{'xy'[along]} (µm)")
             if name != "measured":
@@ -99,11 +102,13 @@ def trends_png(retrieval: "Retrieval", measured: FloatStack) -> bytes:
     focus = retrieval.focus_nm / 1000
     figure = new_figure(10.5, 2.7)
     left, middle, right = figure.subplots(1, 3)
-    _line(left, focus, slice_correlation(measured, retrieval.model_stack), "correlation with the model", BLUE)
+    correlation = slice_correlation(measured, _as_recorded(retrieval.model_stack, measured))
+    _line(left, focus, correlation, "correlation with the model", BLUE)
     left.axhline(retrieval.mean_slice_correlation, color=GREY, linewidth=0.8, linestyle=":")
     left.set_ylim(top=min(1.0, left.get_ylim()[1]))
     _line(middle, focus, retrieval.photons, "photons of the bead", ORANGE)
     middle.set_ylim(bottom=0)
+    middle.yaxis.set_major_formatter(EngFormatter(sep=""))
     _line(right, focus, retrieval.background, "background per pixel (photons)", ORANGE)
     return to_png(figure)
 
@@ -114,6 +119,14 @@ def slice_correlation(measured: FloatStack, model: FloatStack) -> NDArray[np.flo
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.asarray((a * b).sum(axis=1) / np.where(norm > 0, norm, 1.0))
+
+
+def _as_recorded(model: FloatStack, measured: FloatStack) -> FloatStack:
+    """The model with the threshold of the data applied, as retrieval scores it."""
+    from smlm_bridge.retrieve.checks import censoring_threshold  # brings torch; only calibrations need it
+
+    threshold = censoring_threshold(measured)
+    return model if threshold is None else np.where(model < threshold, np.float32(0), model)
 
 
 def _line(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], label: str, colour: str) -> None:
@@ -127,7 +140,7 @@ def _peak(image: NDArray[np.float32]) -> float:
 
 
 def _window(model: FloatStack) -> tuple[slice, slice, slice]:
-    """The square window (all, rows, columns) about the middle that holds nearly all light of every slice."""
+    """The square window (all, rows, columns) about the middle that holds most light of the model."""
     _, height, width = model.shape
     light = np.clip(model - np.median(model, axis=(1, 2), keepdims=True), 0, None).sum(
         axis=0, dtype=np.float64
@@ -136,7 +149,7 @@ def _window(model: FloatStack) -> tuple[slice, slice, slice]:
     distance = np.maximum(np.abs(y - (height - 1) / 2), np.abs(x - (width - 1) / 2)).astype(int)
     inside = np.cumsum(np.bincount(distance.ravel(), weights=light.ravel()))
     if inside[-1] <= 0:
-        return np.s_[:, :, :]
+        return np.s_[:, 0:height, 0:width]
     half = int(np.searchsorted(inside, _WINDOW_SHARE * inside[-1])) + 2
     cut_y, cut_x = (max(0, (length - 1) // 2 - half) for length in (height, width))
     return np.s_[:, cut_y : height - cut_y, cut_x : width - cut_x]

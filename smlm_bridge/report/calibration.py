@@ -61,7 +61,7 @@ def calibration_page(
     parts = [html.paragraph(_sentence(retrieval))]
     parts += [html.warning(text) for text in retrieval.warnings]
     parts += [html.heading("Direction of z"), html.paragraph(_step_text(retrieval.focus_nm))]
-    parts += [html.paragraph(_twin_text(retrieval.twin))] if retrieval.twin else []
+    parts += _twin_parts(retrieval.twin)
     parts += [
         html.heading("Measured, model, residual"),
         html.image(
@@ -69,7 +69,7 @@ def calibration_page(
         ),
         html.paragraph(
             "Measured and model share one grey scale in each slice, from 0 to the slice's peak; the residual "
-            "is model minus measured, from minus half to plus half of that peak (blue: model too dark).",
+            "is model minus measured, from minus to plus a quarter of that peak (blue: model too dark).",
             muted=True,
         ),
         html.heading("Sections through the bead"),
@@ -117,8 +117,19 @@ def _step_text(focus_nm: NDArray[np.float64]) -> str:
     )
 
 
-def _twin_text(twin: Mapping[str, Any]) -> str:
-    return f"The mirrored solution (twin), for comparison: {html.shown(twin)}."
+def _twin_parts(twin: Mapping[str, Any]) -> list[str]:
+    """The mirrored solution beside the chosen one, with a warning where it fits better."""
+    if not isinstance(chosen := twin.get("chosen"), Mapping):
+        return []
+    names = ("rrse", "mean_slice_correlation")
+    rows = [
+        (what, *(scores.get(n) for n in names)) for what, scores in (("chosen", chosen), ("mirrored", twin))
+    ]
+    parts = [html.grid(("coarse fit", "RRSE", "mean correlation"), rows)]
+    if (difference := twin.get("log_likelihood_difference")) is not None and difference < 0:
+        text = "The mirrored solution fits slightly better than the chosen one"
+        parts.insert(0, html.warning(f"{text}. Make sure that the sign of --z-step-nm is right."))
+    return parts
 
 
 def _numbers(retrieval: "Retrieval") -> dict[str, Any]:

@@ -92,7 +92,7 @@ def length_text(length_nm: float) -> str:
     return f"{length_nm:g} nm" if length_nm < 1000 else f"{length_nm / 1000:g} µm"
 
 
-def scale_bar(axes: Axes, *, width_nm: float) -> None:
+def scale_bar(axes: Axes, *, width_nm: float, small: bool = False) -> None:
     """A white bar of a round length, bottom right, with its length above it.
 
     Parameters
@@ -101,17 +101,20 @@ def scale_bar(axes: Axes, *, width_nm: float) -> None:
         Axes of an image.
     width_nm
         Width of what the axes show.
+    small
+        For a picture the size of a stamp.
     """
-    length_nm = round_length(_SCALE_BAR_SHARE * width_nm)
+    length_nm = round_length((2 if small else 1) * _SCALE_BAR_SHARE * width_nm)
+    box, bar = (0.25, 0.03) if small else (0.085, 0.013)
     share = length_nm / width_nm
     # Placed in shares of the axes, so that it looks alike in every field.
     place = axes.transAxes
     for x, y, width, height, colour, alpha in (
-        (0.955 - share, 0.015, share + 0.03, 0.085, "black", 0.55),
-        (0.97 - share, 0.03, share, 0.013, "white", 1.0),
+        (0.955 - share, 0.015, share + 0.03, box, "black", 0.55),
+        (0.97 - share, 0.03, share, bar, "white", 1.0),
     ):
         axes.add_patch(Rectangle((x, y), width, height, color=colour, alpha=alpha, lw=0, transform=place))
     axes.text(
-        0.97 - share / 2, 0.052, length_text(length_nm), transform=place, color="white",
-        fontsize=FONT_PT, ha="center", va="bottom",
+        0.97 - share / 2, 0.039 + bar, length_text(length_nm), transform=place, color="white",
+        fontsize=FONT_PT - (1.5 if small else 0), ha="center", va="bottom",
     )  # fmt: skip

@@ -29,7 +29,7 @@ FEW_LOCALIZATIONS: Final = 2000
 
 _PICTURE_PX: Final = 1400  # longer side of the super-resolved picture
 _FINEST_PIXEL_NM: Final = 5.0
-#: Least spot width in pixels of the picture, for tables below a number of localizations: single ones must show.
+#: Least spot width in pixels of the picture, for tables below some number of localizations: each must show.
 _LEAST_SIGMA_PX: Final = {500: 3.0, FEW_LOCALIZATIONS: 2.0, 20_000: 1.2}
 _WIDE: Final = 2.0  # fields wider than this stand above each other
 _CIRCLE_PX: Final = 3.5  # radius in camera pixels
@@ -125,8 +125,8 @@ def preview_png(
 
 
 def shown_z_range(locs: pd.DataFrame) -> tuple[float, float] | None:
-    """Round ends for the colour scale of z; None for a table without z."""
-    if "z_nm" not in locs:
+    """Round ends for the colour scale of z; None for a table without z or rows."""
+    if "z_nm" not in locs or locs.empty:
         return None
     low, high = robust_range(locs["z_nm"].to_numpy())
     step = max(round_length((high - low) / 10), 1.0)
@@ -159,8 +159,9 @@ def draw_superresolved(
         colours = colour_by_z(picture, z_lut())
         colour_bar(figure, z_colours(z_range_nm), bar_beside or axes, "z (nm)")
     axes.imshow(colours, extent=picture.extent_nm, aspect="equal")
-    frames = locs["frame"].nunique()
-    no_ticks(axes, title=f"{_count(picture.shown, 'localization')} in {_count(frames, 'frame')}")
+    frames = _count(locs["frame"].nunique(), "frame")
+    shown = f"{_count(picture.shown, 'localization')} in {frames}" if picture.shown else "No localizations"
+    no_ticks(axes, title=shown)
     scale_bar(axes, width_nm=field.size_nm[1])
 
 

@@ -12,6 +12,7 @@ from smlm_bridge.report.figures import BLUE, FONT_PT, colour_bar, new_figure, pl
 
 _FAMILIES: Final = ("spherical", "coma", "astigmatism", "trefoil", "tetrafoil", "pentafoil", "hexafoil")
 _ORDINALS: Final = {2: "2nd", 3: "3rd"}
+_AMPLITUDE_PERCENTILE: Final = 99.5  # single samples stick out where there is little light
 _MOST_BARS: Final = 40
 _LOW_ORDERS: Final = {1: "piston", 2: "tilt x", 3: "tilt y", 4: "defocus"}
 
@@ -27,19 +28,14 @@ def pupil_png(pupil: Pupil) -> bytes:
     outside = np.hypot(x, y) > 1
     wrapped = np.where(outside, np.nan, np.angle(np.exp(1j * phase)))
     amplitude = np.where(outside, np.nan, pupil.amplitude)
+    brightest = max(float(np.percentile(pupil.amplitude[~outside], _AMPLITUDE_PERCENTILE)), 1e-6)
     edge = axis[-1] + pupil.sample_pitch / 2
     figure = new_figure(9.4, 4.2)
-    for axes, values, title, cmap, limits, label in (
-        (figure.add_subplot(1, 2, 1), wrapped, "phase", "twilight", (-math.pi, math.pi), "phase (rad)"),
-        (
-            figure.add_subplot(1, 2, 2),
-            amplitude,
-            "amplitude",
-            "cividis",
-            (0.0, None),
-            "amplitude transmission",
-        ),
-    ):
+    parts = (
+        (wrapped, "phase", "twilight", (-math.pi, math.pi), "phase (rad)"),
+        (amplitude, "amplitude", "cividis", (0.0, brightest), "amplitude transmission"),
+    )
+    for axes, (values, title, cmap, limits, label) in zip(figure.subplots(1, 2), parts, strict=True):
         shown = axes.imshow(
             values, cmap=cmap, vmin=limits[0], vmax=limits[1], extent=(-edge, edge, edge, -edge),
             interpolation="nearest",

@@ -47,8 +47,8 @@ def check_stack(stack: NDArray[np.generic]) -> None:
     saturated = int((stack == stack.max()).sum(axis=(1, 2)).max())
     if saturated >= _SATURATED_PIXELS and stack.max() > 100:
         raise InputRejected(
-            f"the bead stack is saturated: {saturated} pixels of one plane have the largest value, {stack.max():g}. "
-            "Record it again with less light or a shorter exposure."
+            f"the bead stack is saturated: {saturated} pixels of one plane have the largest value, "
+            f"{stack.max():g}. Record it again with less light or a shorter exposure."
         )
 
 
@@ -70,7 +70,7 @@ def censoring_threshold(stack: NDArray[np.generic]) -> float | None:
 def bead_centre(stack: NDArray[np.generic], *, pixel_nm: float) -> tuple[int, int]:
     """Row and column of the bead: the centre of the light summed along z.
 
-    An engineered PSF spreads over microns in one plane, but its parts meet where the sum along z is brightest.
+    An engineered PSF spreads over microns in one plane, but its parts meet where the sum along z is bright.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def bead_centre(stack: NDArray[np.generic], *, pixel_nm: float) -> tuple[int, in
     row, column = (weight @ rows) / weight.sum(), (weight @ columns) / weight.sum()
     if not (3 <= row < stack.shape[1] - 3 and 3 <= column < stack.shape[2] - 3):
         raise InputRejected(
-            f"the bead stands at row {row:.0f}, column {column:.0f}, at the edge of {stack.shape[1:]} pixels: much of "
-            "its light is cut off. Cut the stack so that the bead stands in its middle."
+            f"the bead stands at row {row:.0f}, column {column:.0f}, at the edge of {stack.shape[1:]} pixels: much "
+            "of its light is cut off. Cut the stack so that the bead stands in its middle."
         )
     return round(row), round(column)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -56,7 +56,7 @@ def retrieve(
     """Retrieve the pupil of a microscope from one bead at several focus positions.
 
     Maximum likelihood in the sense of Hanser 2004 and Ferdman 2020: pixel-wise phase and amplitude behind a
-    vectorial model, photons and background of every slice projected out, zeros of thresholded stacks censored.
+    vectorial model; photons and background of every slice projected out; zeros of thresholded stacks censored.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def retrieve(
     camera
         Gives photo-electrons and read noise; None takes one count as one photo-electron.
     initial
-        A designed mask to start from. Its tilts and defocus are kept; without it the retrieved phase has none.
+        A designed mask to start from. Its tilts and defocus are kept; without it the phase has none.
     on_step
         Called with iterations done and planned.
 
@@ -193,7 +193,9 @@ def _finish(
 
 def _all_images(model: BeadModel, p: Parameters, data: BeadData) -> torch.Tensor:
     with torch.no_grad():
-        parts = zip(data.focus_nm.split(_CHUNK_SLICES), data.travel.split(_CHUNK_SLICES), strict=True)
+        parts = zip(
+            torch.split(data.focus_nm, _CHUNK_SLICES), torch.split(data.travel, _CHUNK_SLICES), strict=True
+        )
         return torch.cat([model.images(p, focus, travel) for focus, travel in parts])
 
 
@@ -202,8 +204,8 @@ def _pupil(
 ) -> tuple[Pupil, Parameters]:
     """Settle what the images cannot: tilt against bead position, defocus against focus.
 
-    Tilts and defocus are those of the mask, or none. A given first focus fixes the focus instead: what defocus is
-    left then belongs to the pupil.
+    Tilts and defocus are those of the mask, or none. A given first focus fixes the focus instead: what defocus
+    is left then belongs to the pupil.
     """
     phase = model.total_phase(p).detach().double().numpy()
     power, terms = model.power.double().numpy(), model.gauge_terms()
@@ -230,8 +232,8 @@ def _warnings(overall: dict[str, float], defocus_nm: float, options: RetrieveOpt
     warnings = []
     if overall["mean_slice_correlation"] < _POOR_CORRELATION:
         warnings.append(
-            f"the model explains the stack poorly (correlation {overall['mean_slice_correlation']:.3f}): check the "
-            "optics, z_step_nm and that one bead stands alone."
+            f"the model explains the stack poorly (correlation {overall['mean_slice_correlation']:.3f}): check "
+            "the optics, z_step_nm and that one bead stands alone."
         )
     if options.first_focus_nm is not None and abs(defocus_nm) > _FAR_FOCUS_NM:
         warnings.append(

@@ -1,8 +1,7 @@
 """The image of one bead: pupil parameters and geometry in, the fraction of its light per pixel out.
 
-The same physics as ``psf.pupil_psf``, arranged for one bead at many focus positions: all slices share the pupil, so
-the two sides of the matrix Fourier transform are two large products, and blur, bead and pixel are one separable
-filter that is exact for the band-limited intensity.
+The same physics as ``psf.pupil_psf``, arranged for one bead at many focus positions: all slices share the pupil,
+and blur, bead and pixel are one separable filter that is exact for the band-limited intensity.
 """
 
 import math
@@ -85,7 +84,7 @@ class Parameters:
         )
 
     def resampled(self, samples: int) -> "Parameters":
-        """The same pupil on ``samples`` x ``samples`` points; phases go through phasors, so wraps do no harm."""
+        """The same pupil on ``samples`` points along an axis; through phasors, so wraps do no harm."""
         if samples == self.phase.shape[0]:
             return self
         phase, amplitude = self.phase.detach().numpy(), self.log_amplitude.detach().numpy()
@@ -116,8 +115,8 @@ class BeadModel:
     shape
         Rows and columns of the window.
     bead_diameter_nm
-        The bead rests on the coverslip: its centre stands one radius above it. Its image is blurred by a Gaussian
-        of the sphere's standard deviation, diameter / sqrt(20).
+        The bead rests on the coverslip: its centre stands one radius above it. Its image is blurred by a
+        Gaussian of the sphere's standard deviation, diameter / sqrt(20).
     """
 
     def __init__(
@@ -133,13 +132,14 @@ class BeadModel:
         self.base = field.base * to_bead
         self.k_axis, self.kz_immersion = field.k_axis_per_nm, field.kz_immersion_per_nm
         self._base_power = (self.base.real.square() + self.base.imag.square()).sum(0)
+        self._base_power /= field.area_share.clamp_min(1e-6)
         self.power = self._base_power / self._base_power.max()
         axis = _axis(samples)
         x, y = np.broadcast_to(axis, (samples, samples)), np.broadcast_to(axis[:, None], (samples, samples))
         self.zernikes = torch.as_tensor(zernike_basis(list(ZERNIKE_NOLL), x, y), dtype=torch.float32)
         self.radials = torch.as_tensor(zernike_basis(list(RADIAL_NOLL), x, y), dtype=torch.float32)
         self.inside = self.power > 0
-        # Nyquist of the intensity is wavelength / 4 NA; its spectrum vanishes towards the cutoff, so 10 % are free.
+        # Nyquist of the intensity is wavelength / 4 NA; its spectrum fades towards the cutoff: 10 % are free.
         self._oversampling = math.ceil(
             optics.pixel_nm * 4 * optics.numerical_aperture / optics.wavelength_nm / 1.1
         )
@@ -149,15 +149,18 @@ class BeadModel:
 
     def total_phase(self, p: Parameters) -> Tensor:
         """(N, N) phase in rad."""
-        return p.phase + torch.tensordot(p.zernike, self.zernikes, 1)
+        phase: Tensor = p.phase + torch.tensordot(p.zernike, self.zernikes, 1)
+        return phase
 
     def total_log_amplitude(self, p: Parameters) -> Tensor:
         """(N, N) logarithm of the amplitude transmission."""
-        return p.log_amplitude + torch.tensordot(p.radial, self.radials, 1)
+        log_amplitude: Tensor = p.log_amplitude + torch.tensordot(p.radial, self.radials, 1)
+        return log_amplitude
 
     def position_nm(self, p: Parameters, travel: Tensor) -> Tensor:
-        """(E, 2) x, y of the bead from the window's centre; ``travel`` (E,) runs over -1 to 1 through the scan."""
-        return (p.position[0] + p.position[1] * travel[:, None]) * _DRIFT_SCALE_NM
+        """(E, 2) x, y of the bead from the window's centre; ``travel`` (E,) runs from -1 to 1."""
+        xy: Tensor = (p.position[0] + p.position[1] * travel[:, None]) * _DRIFT_SCALE_NM
+        return xy
 
     def focus_offset_nm(self, p: Parameters) -> Tensor:
         """(1,) offset of the focus."""
@@ -180,7 +183,7 @@ class BeadModel:
         return filters[0] @ density @ filters[1].T * (scale / power)
 
     def gauge_terms(self) -> NDArray[np.float64]:
-        """(3, N, N) phases of a bead 1 nm further along x and y, and of the focus 1 nm further into the sample."""
+        """(3, N, N) phases of a bead 1 nm further along x and y, and of a focus 1 nm further in."""
         axis, kz = self.k_axis.double().numpy(), self.kz_immersion.double().numpy()
         return -np.stack(
             [np.broadcast_to(axis, kz.shape), np.broadcast_to(axis[:, None], kz.shape), kz - kz.mean()]
@@ -195,7 +198,7 @@ class BeadModel:
         return (count + 2 * _MARGIN_PX) * self._oversampling
 
     def _filter(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Frequencies, cosines over the lags and the lag of each (pixel, sample) pair, for ``_filter_weights``."""
+        """Frequencies, cosines over the lags, and the lag of each pair of pixel and sample."""
         fine = self._fine(count)
         nyquist = 0.5 / self._pitch_nm
         frequency = torch.linspace(0, nyquist, fine + 1)
@@ -266,4 +269,4 @@ def _sum_over_fields(values: Tensor) -> Tensor:
 
 
 def _axis(samples: int) -> NDArray[np.float64]:
-    return (np.arange(samples) - (samples - 1) / 2) * (2.0 / samples)
+    return np.asarray((np.arange(samples) - (samples - 1) / 2) * (2.0 / samples), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What retrieval is asked and what it answers; scores of a model stack, and the phase without its free gauge."""
+"""What retrieval is asked and what it answers; scores of a model stack; the phase without its free gauge."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class RetrieveOptions:
     Parameters
     ----------
     z_step_nm
-        Travel of the focus from slice to slice, positive into the sample. Never guessed: the mirrored solution
-        fits nearly as well.
+        Travel of the focus from slice to slice, positive into the sample. Never guessed: the mirrored
+        solution fits nearly as well.
     first_focus_nm
-        Nominal focus of slice 0. Given, the defocus between it and the images belongs to the pupil; None puts the
-        focus where the retrieved pupil has no defocus (or that of the initial mask).
+        Nominal focus of slice 0. Given, the defocus between it and the images belongs to the pupil; None puts
+        the focus where the retrieved pupil has no defocus (or that of the initial mask).
     bead_diameter_nm
         Of the bead, which rests on the coverslip.
     pupil_samples
@@ -35,8 +35,8 @@ class RetrieveOptions:
     fit_slices
         Slices that are fitted, from 0; None fits all. The others are scored as held out.
     pixelwise
-        True retrieves every pupil sample, False 32 Zernike coefficients; None lets slices that were not fitted
-        decide.
+        True retrieves every pupil sample, False 32 Zernike coefficients; None lets slices that were left out
+        of the coarse fit decide.
     analysers_deg
         Analyser angles (None: no analyser) to choose from by likelihood; empty keeps the one of the optics.
     random_starts
@@ -66,8 +66,8 @@ class RetrieveOptions:
     def __post_init__(self) -> None:
         if not (np.isfinite(self.z_step_nm) and 1 <= abs(self.z_step_nm) <= 5000):
             raise InputRejected(
-                f"z_step_nm {self.z_step_nm:g} must be 1 to 5000 nm or -1 to -5000 nm: the travel of the focus from "
-                "slice to slice, positive into the sample."
+                f"z_step_nm {self.z_step_nm:g} must be 1 to 5000 nm or -1 to -5000 nm: the travel of the focus "
+                "from slice to slice, positive into the sample."
             )
         if self.first_focus_nm is not None and not np.isfinite(self.first_focus_nm):
             raise InputRejected(f"first_focus_nm {self.first_focus_nm} is not a position in nm.")
@@ -105,8 +105,9 @@ class Retrieval:
     zernike_rad
         Noll index to coefficient of the phase, tilts and defocus taken out.
     twin
-        The mirrored solution (phase rotated by 180 degrees and negated, scan reversed): its scores beside ours at
-        the same coarse level. Fit quality alone cannot decide between the two; the sign of ``z_step_nm`` does.
+        The mirrored solution (phase rotated by 180 degrees and negated, scan reversed): its scores beside ours
+        (``chosen``), both of the coarse fit. Fit quality alone cannot decide between the two; the sign of
+        ``z_step_nm`` does.
     analysers
         Log-likelihood of every analyser angle that was tried.
     warnings

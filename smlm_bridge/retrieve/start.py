@@ -21,11 +21,12 @@ from smlm_bridge.retrieve.objective import PIXELWISE, BeadData, minimise
 COARSE_SAMPLES = 64
 _FIELD_SHARE = 0.86  # of the period after which a sampled pupil repeats its image
 _ROUNDS = ((25, 5), (50, 2), (120, 1))  # iterations, survivors
-_START_RAD = 1.5
+_START_RAD = 0.75
+_RANDOM_RAD = 0.3
 _START_FOCUS_NM = (-600.0, -300.0, 300.0, 600.0)
 _MASK_FOCUS_STEP_NM = 250.0
 _MASK_SLICES = 6
-_MASK_CLEAR = 0.6  # correlation above which the mask as given needs no search for another orientation
+_MASK_CLEAR = 0.95  # correlation above which the mask as given needs no search for another orientation
 
 FloatArray = NDArray[np.float64]
 
@@ -108,7 +109,9 @@ def search(
         pool += [start(flat, focus) for focus in _START_FOCUS_NM]
         low_orders = _zernikes(model.samples, list(range(5, 16)))
         for _ in range(random_starts):
-            pool.append(start(np.tensordot(generator.normal(size=len(low_orders)), low_orders, 1), 0.0))
+            pool.append(
+                start(np.tensordot(_RANDOM_RAD * generator.normal(size=len(low_orders)), low_orders, 1), 0.0)
+            )
     ranked = list(enumerate(pool))
     for iterations, survivors in _ROUNDS:
         fitted = []
@@ -126,8 +129,8 @@ def search(
 def lay_mask(model: BeadModel, data: BeadData, pupil: Pupil, *, centre_focus_nm: float) -> MaskFit:
     """Find focus, shift, orientation and scan direction at which a designed mask resembles the stack most.
 
-    Masks are handed around with either sign of the Fourier transform and either orientation of the image, so when
-    the mask as given does not resemble the stack, its rotations and flips are tried too.
+    Masks are handed around with either sign of the Fourier transform and either orientation of the image, so
+    when the mask as given does not resemble the stack, its rotations and flips are tried too.
     """
     some = data.at(
         np.linspace(0, len(data.photons) - 1, min(_MASK_SLICES, len(data.photons))).round().astype(int)

@@ -63,8 +63,8 @@ class Ranges:
             least = -math.inf if part == "z_nm" else 0
             if not (least <= low <= high and math.isfinite(low) and math.isfinite(high)):
                 raise InputRejected(
-                    f"ranges: {part} = {low}:{high} must be two numbers{'' if part == 'z_nm' else ' from 0'}, "
-                    "the lower first."
+                    f"ranges: {part} = {low}:{high} must be two numbers, the lower first "
+                    "(only heights may be negative)."
                 )
         first, second = self.photons
         if not (0 < first < math.inf and 0 < second < math.inf):

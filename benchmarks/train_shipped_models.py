@@ -1,0 +1,119 @@
+"""Train, score and package the shipped models, by the command line's own verbs.
+
+    python benchmarks/train_shipped_models.py [NAME ...] [--runs runs] [--data ../shared/data] [--threads 2]
+
+Every step that has left its file is skipped and a training goes on from its checkpoint, so the command can be
+interrupted and repeated. What comes out under models/NAME: weights.onnx, card.md, sample.tif and its truth.csv.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from score_simulated import score
+from smlm_bridge.io.model import load_model
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is made; microscope and ranges stand in models/NAME/{setup,ranges}.toml.
+
+    ``source`` is a mask or a bead stack below the data folder; ``make`` the verb and options that turn it into a
+    calibration; ``sample`` the options of the frames that are shipped with the model.
+    """
+
+    purpose: str
+    source: str
+    make: tuple[str, ...]
+    samples: int
+    sample: tuple[str, ...]
+    start: str | None = None
+
+
+RECIPES = {
+    "tetrapod_telomere": Recipe(
+        "Simulated telomeres with a Tetrapod PSF, z 2 to 6 um: the published simulator of DeepSTORM3D's demo 3",
+        "masks/tetrapod_telomere.mat",
+        ("convert", "--z-nm", "2000:6000"),
+        52_000,
+        ("--emitters", "12", "--photons", "10000:60000", "--background", "60:110", "--z-nm", "2000:6000"),
+    ),
+    "tetrapod_storm": Recipe(
+        "Simulated STORM frames with a Tetrapod PSF, z 0 to 4 um: the published simulator of DeepSTORM3D's demo 2",
+        "masks/tetrapod_storm.mat",
+        ("convert", "--z-nm", "0:4000", "--blur-nm", "100"),
+        18_000,
+        ("--emitters", "10", "--photons", "5000:20000", "--background", "30:40", "--z-nm", "0:4000"),
+    ),
+    "telomeres_tetrapod": Recipe(
+        "Real cells through the Tetrapod whose bead stack is beads/tetrapod.tif, focus at 3.15 um",
+        "beads/tetrapod.tif",
+        ("calibrate", "--z-step-nm", "-100", "--seed", "1"),
+        24_000,
+        ("--emitters", "12", "--photons", "20000:200000", "--background", "300:500", "--z-nm", "1000:4000"),
+        start="tetrapod_telomere",
+    ),
+}
+
+
+def bridge(*words: object) -> None:
+    """Run a verb of smlm-bridge; its progress goes to our stderr."""
+    subprocess.run([sys.executable, "-m", "smlm_bridge", *map(str, words)], check=True)
+
+
+def build(name: str, *, runs: Path, data: Path, threads: int) -> None:
+    """One model, from its recipe to its folder."""
+    recipe, folder = RECIPES[name], ROOT / "models" / name
+    calibration, model = runs / f"{name}.psf.h5", runs / f"{name}.onnx"
+    if not calibration.exists():
+        verb, *options = recipe.make
+        places = (data / recipe.source, "-o", calibration) if verb == "calibrate" else (data / recipe.source, calibration)
+        bridge(verb, *places, *options, "--setup", folder / "setup.toml", "--threads", threads)
+    if not model.exists():
+        resume = ("--resume",) if model.with_suffix(".checkpoint").exists() else ()
+        start = () if recipe.start is None else ("--from", recipe.start)
+        budget = ("--samples", recipe.samples, "--ranges", folder / "ranges.toml", "--seed", 1, "--threads", threads)
+        bridge("train", calibration, "-o", model, "--purpose", recipe.purpose, *budget, *resume, *start)
+    shutil.copyfile(model, folder / "weights.onnx")
+    sample = ("--frames", 4, "--size-px", "121x121", "--seed", 1, "--overwrite", *recipe.sample)
+    bridge("simulate", calibration, "-o", folder / "sample.tif", "--truth", folder / "truth.csv", *sample)
+    (folder / "card.md").write_text(card(name, model.with_suffix(".card.md"), data), encoding="utf-8")
+
+
+def card(name: str, written: Path, data: Path) -> str:
+    """The card that ``train`` wrote, and the scores on the published frames where the model has such a set."""
+    text = written.read_text(encoding="utf-8").replace(f"--model {name}.onnx", f"--model {name}")
+    published = pd.read_csv(Path(__file__).parent / "published_networks.csv", comment="#")
+    if name in set(published.set):
+        table = score(load_model(name, threads=1), name, data / "simulated", published)
+        text += (
+            "\n## Scores on the published simulator's frames\n\n"
+            "Printed by `python benchmarks/score_simulated.py`; 'theirs' is the published network. Jaccard in %, "
+            "RMSE in nm over pairs within 150 nm.\n\n```text\n"
+            + table.drop(columns="CPU s/frame").to_string(index=False, float_format="%.1f")
+            + "\n```\n"
+        )
+    return text + f"\n## Reproduce\n\n    python benchmarks/train_shipped_models.py {name}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*RECIPES, []], default=list(RECIPES))
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    for name in arguments.names:
+        build(name, runs=arguments.runs, data=arguments.data, threads=arguments.threads)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The Cramér-Rao bound against golden values, analytic limits and finite differences."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from smlm_bridge.camera import Camera
+from smlm_bridge.crlb import PARAMETERS, crlb, crlb_table, derivatives, fisher
+from smlm_bridge.errors import InputRejected
+from smlm_bridge.optics.gaussian import Gaussian
+from smlm_bridge.optics.microscope import Optics
+from smlm_bridge.optics.pupil import Pupil
+from smlm_bridge.psf.gaussian import GaussianPSF
+from smlm_bridge.psf.pupil_psf import PupilPSF
+
+POISSON, SCMOS, EMCCD = Camera(), Camera(read_noise_e=1.6), Camera(em_gain=300.0)
+SIDE, PIXEL = 21, 110.0
+OPTICS = Optics(1.49, 1.518, 1.33, 670.0, PIXEL, pixel_integration=False)
+GOLDEN = [  # focus, height, then x, y, z in nm of Poisson, sCMOS (1.6 e) and EMCCD (shared/specs/psf.md, 4)
+    (0, 0, (5.83, 7.00, 12.23), (5.98, 7.16, 12.64), (8.25, 9.90, 17.30)),
+    (300, 0, (13.38, 6.20, 10.07), (13.80, 6.38, 10.37), (18.92, 8.76, 14.23)),
+    (300, 300, (4.72, 7.30, 16.06), (4.84, 7.46, 16.58), (6.68, 10.33, 22.71)),
+    (600, 300, (7.46, 4.71, 11.47), (7.62, 4.82, 11.80), (10.54, 6.65, 16.22)),
+    (-300, 300, (29.3, 54.7, 80.6), (30.7, 57.4, 84.6), (41.5, 77.4, 114.0)),
+]
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def at(x: float, y: float, z: float) -> torch.Tensor:
+    return tensor(SIDE / 2 * PIXEL + x, SIDE / 2 * PIXEL + y, z)[None]
+
+
+def bound(psf: PupilPSF | GaussianPSF, camera: Camera, position: torch.Tensor) -> torch.Tensor:
+    return crlb(psf, camera, position, tensor(2000.0), tensor(20.0), shape=(SIDE, SIDE))[0]
+
+
+@pytest.mark.parametrize(("focus", "z", "poisson", "scmos", "emccd"), GOLDEN)
+def test_golden_values(focus: float, z: float, poisson, scmos, emccd) -> None:
+    optics = dataclasses.replace(OPTICS, focus_nm=float(focus))
+    psf = PupilPSF.of(optics, Pupil.flat(64, {6: 0.6}), dtype=torch.float64)
+    for camera, wanted in ((POISSON, poisson), (SCMOS, scmos), (EMCCD, emccd)):
+        np.testing.assert_allclose(bound(psf, camera, at(20, -15, z))[:3].numpy(), wanted, rtol=0.01)
+
+
+@pytest.fixture(scope="module")
+def psf() -> PupilPSF:
+    optics = dataclasses.replace(OPTICS, focus_nm=300.0, pixel_integration=True)
+    return PupilPSF.of(optics, Pupil.flat(48, {6: 0.6}), dtype=torch.float64)
+
+
+def test_derivatives_are_finite_differences(psf: PupilPSF) -> None:
+    position, photons = at(20, -15, 300), tensor(2000.0)
+    expected, slopes = derivatives(psf, position, photons, shape=(SIDE, SIDE))
+    assert slopes.shape == (1, len(PARAMETERS), SIDE, SIDE)
+    for axis in range(3):
+        step = torch.zeros((1, 3), dtype=torch.float64)
+        step[0, axis] = 0.1
+        up, down = (psf.images(position + s * step, (SIDE, SIDE)) * 2000 for s in (1, -1))
+        torch.testing.assert_close(slopes[:, axis], (up - down) / 0.2, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(slopes[:, 3] * 2000, expected)
+    assert (slopes[:, 4] == 1).all()
+
+
+def test_the_derivative_on_the_coverslip_is_that_of_the_sample(psf: PupilPSF) -> None:
+    on, above = (derivatives(psf, at(20, -15, z), tensor(1.0), shape=(SIDE, SIDE))[1][0, 2] for z in (0.0, 0.01))
+    torch.testing.assert_close(on, above, rtol=1e-3, atol=1e-9)
+
+
+def test_fisher_is_symmetric_and_adds_up_over_pixels(psf: PupilPSF) -> None:
+    arguments = (psf, POISSON, at(20, -15, 300), tensor(2000.0), tensor(20.0))
+    information = fisher(*arguments, shape=(SIDE, SIDE))[0]
+    torch.testing.assert_close(information, information.T)
+    larger = fisher(*arguments, shape=(SIDE + 4, SIDE + 4))[0]
+    assert (torch.diagonal(larger) > torch.diagonal(information)).all()
+
+
+def test_emccd_costs_a_factor_of_root_two(psf: PupilPSF) -> None:
+    ratio = bound(psf, EMCCD, at(20, -15, 300)) / bound(psf, POISSON, at(20, -15, 300))
+    np.testing.assert_allclose(ratio, np.sqrt(2), rtol=1e-6)
+
+
+def test_read_noise_of_an_emccd_is_divided_by_its_gain(psf: PupilPSF) -> None:
+    noisy = bound(psf, Camera(em_gain=300.0, read_noise_e=30.0), at(20, -15, 300))
+    np.testing.assert_allclose(noisy, bound(psf, EMCCD, at(20, -15, 300)), rtol=1e-3)
+
+
+def test_a_map_of_read_noise_counts_where_the_light_is(psf: PupilPSF) -> None:
+    far, near = np.zeros((2, SIDE, SIDE), np.float32)
+    far[:, :2], near[10, 10] = 30.0, 30.0
+    clean = bound(psf, POISSON, at(20, -15, 300))
+    assert (bound(psf, Camera(read_noise_e=near), at(20, -15, 300)) > 1.01 * clean)[:4].all()
+    assert (bound(psf, Camera(read_noise_e=far), at(20, -15, 300)) < 1.01 * clean)[:3].all()
+
+
+def test_gaussian_without_background_reaches_sigma_over_root_n() -> None:
+    sigma, photons = 200.0, 1000.0
+    gaussian = GaussianPSF(Gaussian((sigma, sigma), (-300.0, 300.0), (400.0, 400.0)), 50.0)
+    at_waist = np.sqrt(1 + (300 / 400) ** 2)
+    position = tensor(2000.0, 2010.0, 0.0)[None]
+    found = crlb(gaussian, POISSON, position, tensor(photons), tensor(1e-9), shape=(80, 80))[0]
+    # Thompson 2002, without background: sqrt((s^2 + a^2 / 12) / N); photons: sqrt(N).
+    wanted = np.sqrt(((sigma * at_waist) ** 2 + 50**2 / 12) / photons)
+    assert float(found[0]) == pytest.approx(wanted, rel=2e-3)
+    assert float(found[1]) == pytest.approx(wanted, rel=2e-3)
+    assert float(found[3]) == pytest.approx(np.sqrt(photons), rel=1e-3)
+
+
+def test_more_photons_and_less_background_are_better(psf: PupilPSF) -> None:
+    position = at(20, -15, 300).expand(3, 3)
+    found = crlb(psf, POISSON, position, tensor(2000.0, 8000.0, 2000.0), tensor(20.0, 20.0, 80.0), shape=(SIDE, SIDE))
+    assert (found[1, :3] < 0.6 * found[0, :3]).all()
+    assert (found[2, :3] > 1.1 * found[0, :3]).all()
+
+
+def test_z_that_no_image_tells_is_rejected() -> None:
+    flat = GaussianPSF(Gaussian((130.0, 130.0)), PIXEL)
+    with pytest.raises(InputRejected, match="singular"):
+        bound(flat, POISSON, at(0, 0, 0))
+
+
+def test_z_in_the_focus_of_a_symmetric_psf_is_unbounded_and_the_rest_is_not() -> None:
+    symmetric = GaussianPSF(Gaussian((130.0, 130.0), (0.0, 0.0), (400.0, 400.0)), PIXEL)
+    table = crlb_table(symmetric, POISSON, z_nm=(-200, 0, 200), photons=2000, background=20, size_px=SIDE)
+    assert np.isinf(table["sigma_z_nm"]).tolist() == [False, True, False]
+    assert np.isfinite(table.drop(columns="sigma_z_nm")).all(axis=None)
+    assert table["sigma_x_nm"][1] < table["sigma_x_nm"][0]
+
+
+def test_table(psf: PupilPSF) -> None:
+    table = crlb_table(psf, SCMOS, z_nm=(0.0, 300.0, 600.0), photons=2000, background=20, size_px=SIDE)
+    assert list(table) == ["z_nm", *(f"sigma_{name}" for name in PARAMETERS)]
+    middle = bound(psf, SCMOS, at(0, 0, 300))
+    np.testing.assert_allclose(table.iloc[1, 1:].to_numpy(float), middle, rtol=1e-9)
+    with pytest.raises(InputRejected, match="above 0"):
+        crlb_table(psf, SCMOS, z_nm=(0.0,), photons=0, background=20)
+
+
+def test_table_takes_the_middle_of_the_cameras_maps(psf: PupilPSF) -> None:
+    noise = np.full((61, 81), 50.0, np.float32)
+    noise[20:41, 30:51] = 1.6
+    maps = Camera(np.zeros((61, 81)), np.ones((61, 81)), noise)
+    given = {"z_nm": (300.0,), "photons": 2000, "background": 20, "size_px": SIDE}
+    np.testing.assert_allclose(crlb_table(psf, maps, **given), crlb_table(psf, SCMOS, **given), rtol=1e-5)
+    with pytest.raises(InputRejected, match="smaller than the window"):
+        crlb_table(psf, maps.crop(0, 0, 15, 15), **given)

@@ -1,0 +1,226 @@
+"""Optics, Zernikes, and the pupil's field against an independent Bessel reference."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.special import jv
+
+from smlm_bridge.errors import InputRejected
+from smlm_bridge.optics.gaussian import Gaussian
+from smlm_bridge.optics.microscope import Optics
+from smlm_bridge.optics.propagate import defocused, pupil_field
+from smlm_bridge.optics.pupil import Pupil
+from smlm_bridge.optics.zernike import noll_to_nm, zernike, zernike_basis
+from smlm_bridge.psf.pupil_psf import PupilPSF
+
+NOLL_TABLE = {
+    1: (0, 0), 2: (1, 1), 3: (1, -1), 4: (2, 0), 5: (2, -2), 6: (2, 2), 7: (3, -1), 8: (3, 1), 9: (3, -3),
+    10: (3, 3), 11: (4, 0), 12: (4, 2), 13: (4, -2), 14: (4, 4), 15: (4, -4), 16: (5, 1), 22: (6, 0),
+    37: (8, 0), 56: (10, 0),
+}  # fmt: skip
+S1 = Optics(1.49, 1.518, 1.33, 670.0, 110.0, pixel_integration=False)
+S2 = Optics(1.70, 1.78, 1.33, 680.0, 115.0, pixel_integration=False)
+
+
+@pytest.mark.parametrize(("noll", "nm"), NOLL_TABLE.items())
+def test_noll_index(noll: int, nm: tuple[int, int]) -> None:
+    assert noll_to_nm(noll) == nm
+
+
+def test_noll_index_enumerates_every_mode_once() -> None:
+    modes = [noll_to_nm(j) for j in range(1, 67)]
+    assert len(set(modes)) == 66
+    assert sorted({n for n, _ in modes}) == list(range(11))
+    with pytest.raises(ValueError, match="count from 1"):
+        noll_to_nm(0)
+
+
+def test_zernikes_are_orthonormal_over_the_disk() -> None:
+    axis = (np.arange(1000) + 0.5) / 500 - 1
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    inside = x**2 + y**2 <= 1
+    basis = zernike_basis(list(range(1, 29)), x[inside], y[inside])
+    gram = basis @ basis.T / inside.sum()
+    assert np.abs(gram - np.eye(28)).max() < 3e-3
+    assert np.abs(gram - np.eye(28))[:15, :15].max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("noll", "polar"),
+    [
+        (4, lambda r, t: np.sqrt(3) * (2 * r**2 - 1)),
+        (5, lambda r, t: np.sqrt(6) * r**2 * np.sin(2 * t)),
+        (6, lambda r, t: np.sqrt(6) * r**2 * np.cos(2 * t)),
+        (7, lambda r, t: np.sqrt(8) * (3 * r**3 - 2 * r) * np.sin(t)),
+        (10, lambda r, t: np.sqrt(8) * r**3 * np.cos(3 * t)),
+        (11, lambda r, t: np.sqrt(5) * (6 * r**4 - 6 * r**2 + 1)),
+        (12, lambda r, t: np.sqrt(10) * (4 * r**4 - 3 * r**2) * np.cos(2 * t)),
+    ],
+)
+def test_zernikes_are_those_of_the_literature(noll: int, polar) -> None:
+    r, t = np.linspace(0, 1, 7)[:, None], np.linspace(0, 6, 9)
+    wanted = np.broadcast_to(polar(r, t), (7, 9))
+    np.testing.assert_allclose(zernike(noll, r * np.cos(t), r * np.sin(t)), wanted, atol=1e-12)
+
+
+def bessel(r: NDArray[np.float64], optics: Optics, *, z0: float, zs: float) -> tuple[NDArray[np.float64], float]:
+    """Intensity of a freely rotating dipole behind an interface at radii r, and its integral over the plane.
+
+    By Gauss-Legendre quadrature of I0, I1, I2, with 60 nodes below and 60 beyond the critical angle.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    nodes, weights = (nodes + 1) / 2, weights / 2
+    n_m, n_i, k0 = optics.sample_index, optics.immersion_index, optics.wavenumber_per_nm
+    edge = min(optics.numerical_aperture, n_m)
+    angle = np.arcsin(edge / n_m)
+    parts = [(n_m * np.sin(nodes * angle), weights * angle * n_m * np.cos(nodes * angle))]
+    if optics.numerical_aperture > n_m:
+        beyond = optics.numerical_aperture - n_m
+        parts.append((n_m + beyond * nodes**2, weights * 2 * beyond * nodes))
+    s, ds = (np.concatenate(part) for part in zip(*parts, strict=True))
+    cos_m = np.sqrt((1 - (s / n_m) ** 2).astype(complex))
+    cos_i = np.sqrt(1 - (s / n_i) ** 2)
+    t_p = 2 * n_m * cos_m / (n_m * cos_i + n_i * cos_m)
+    t_s = 2 * n_m * cos_m / (n_m * cos_m + n_i * cos_i)
+    apodisation = n_i / n_m * np.sqrt(cos_i) / cos_m
+    a_p, a_s, b = apodisation * t_p * cos_m, apodisation * t_s, apodisation * t_p * s / n_m
+    rest = np.exp(1j * k0 * (n_m * cos_m * z0 - n_i * cos_i * zs)) * s * ds
+    u = k0 * np.multiply.outer(r, s)
+    i_0, i_1, i_2 = jv(0, u) @ (rest * (a_p + a_s) / 2), jv(1, u) @ (rest * b), jv(2, u) @ (rest * (a_p - a_s) / 2)
+    decay = np.exp(-2 * k0 * n_m * cos_m.imag * z0) * s * ds
+    power = (np.abs(a_p) ** 2 + np.abs(a_s) ** 2 + np.abs(b) ** 2) @ decay * 2 * np.pi / k0**2
+    return 2 * np.abs(i_0) ** 2 + 2 * np.abs(i_2) ** 2 + np.abs(i_1) ** 2, float(power)
+
+
+def difference_from_bessel(optics: Optics, samples: int, *, z0: float, zs: float, unit_sum: bool = True) -> float:
+    """Normalised RMS difference over 65 x 65 pixels, of unit sums or of absolute fractions."""
+    pixel = optics.pixel_nm
+    y, x = np.mgrid[-32:33, -32:33] * pixel
+    radii, index = np.unique(np.hypot(y, x).round(6), return_inverse=True)
+    density, power = bessel(radii, optics, z0=z0, zs=zs)
+    reference = (density / power)[index].reshape(65, 65) * pixel**2
+    psf = PupilPSF.of(dataclasses.replace(optics, focus_nm=zs), Pupil.flat(samples), dtype=torch.float64)
+    image = psf.images(torch.tensor([[32.5 * pixel, 32.5 * pixel, z0]]), (65, 65))[0].numpy()
+    if unit_sum:
+        reference, image = reference / reference.sum(), image / image.sum()
+    return float(np.linalg.norm(image - reference) / np.linalg.norm(reference))
+
+
+@pytest.mark.parametrize("optics", [S1, S2], ids=["NA1.49", "NA1.70"])
+@pytest.mark.parametrize("z0", [0.0, 500.0])
+def test_vectorial_model_in_index_mismatch(optics: Optics, z0: float) -> None:
+    scan = (-1000.0, -500.0, -250.0, 0.0, 250.0, 500.0, 1000.0)
+    assert max(difference_from_bessel(optics, 128, z0=z0, zs=zs) for zs in scan) < 7e-3
+    assert max(difference_from_bessel(optics, 256, z0=z0, zs=zs) for zs in (-1000.0, 0.0, 1000.0)) < 2e-3
+
+
+@pytest.mark.parametrize(("z0", "zs"), [(0.0, 0.0), (0.0, 300.0), (300.0, 300.0), (500.0, -500.0), (0.0, 1000.0)])
+def test_fractions_are_absolute(z0: float, zs: float) -> None:
+    """The fraction of all collected light, not of the light in some window or period."""
+    assert difference_from_bessel(S1, 128, z0=z0, zs=zs, unit_sum=False) < 4e-3
+    assert difference_from_bessel(S1, 64, z0=z0, zs=zs, unit_sum=False) < 3e-2
+    if zs == 300:
+        assert difference_from_bessel(S1, 128, z0=z0, zs=zs, unit_sum=False) < 1.2e-3
+
+
+def test_vectorial_model_without_supercritical_light_clips_the_aperture() -> None:
+    clipped = dataclasses.replace(S1, supercritical=False)
+    field = pupil_field(clipped, Pupil.flat(64), dtype=torch.float64)
+    k = torch.hypot(*torch.meshgrid(field.k_axis_per_nm, field.k_axis_per_nm, indexing="ij"))
+    lit = field.base.abs().amax(0) > 0
+    sample = S1.wavenumber_per_nm * S1.sample_index
+    spacing = float(field.k_axis_per_nm[1] - field.k_axis_per_nm[0])
+    assert float(k[lit].max()) < sample + spacing / 2 + 1e-12
+    assert clipped.collected_aperture == 1.33
+    assert S1.collected_aperture == 1.49
+
+
+def test_no_sample_is_infinite_at_the_critical_angle() -> None:
+    # The sample k = 96 of 128 lies at rho = 0.5078; choose the sample's index so that it is critical.
+    index = 1.5 * float(Pupil.flat(128).rho_axis[127])
+    field = pupil_field(Optics(1.5, 1.518, index, 670.0, 110.0), Pupil.flat(128))
+    assert torch.isfinite(torch.view_as_real(field.base)).all()
+    assert torch.isfinite(torch.view_as_real(defocused(field, torch.tensor([0.0, 400.0, -400.0])))).all()
+
+
+def test_supercritical_light_fades_with_height() -> None:
+    field = pupil_field(S1, Pupil.flat(64), dtype=torch.float64)
+    power = defocused(field, torch.tensor([0.0, 200.0, 800.0], dtype=torch.float64)).abs().square().sum((1, 2, 3))
+    share = power / power[2]
+    assert float(share[0]) > 1.5
+    assert float(share[0]) > float(share[1]) > 1.0
+
+
+def test_the_coverslip_matters_where_it_differs() -> None:
+    flat, z = Pupil.flat(64), torch.tensor([[1100.0, 1100.0, 200.0]])
+    images = [
+        PupilPSF.of(dataclasses.replace(S1, coverslip_index=n), flat).images(z, (20, 20))
+        for n in (None, 1.518, 1.70)
+    ]
+    assert torch.allclose(images[0], images[1], atol=1e-9)
+    assert float((images[2] - images[0]).abs().max() / images[0].max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"wavelength_nm": 0.67}, "did you mean 670 nm"),
+        ({"pixel_nm": 0.11}, "did you mean 110 nm"),
+        ({"wavelength_nm": 6.7e-7}, "metres"),
+        ({"pixel_nm": float("nan")}, "outside"),
+        ({"numerical_aperture": 1.6}, "not below immersion_index"),
+        ({"immersion_index": 0.5}, "outside"),
+        ({"model": "hybrid"}, "vectorial, scalar"),
+        ({"analyser_deg": float("inf")}, "angle"),
+        ({"pixel_nm": "110"}, "must be a number"),
+        ({"focus_nm": 1e9}, "outside"),
+        ({"coverslip_index": 3.0}, "outside"),
+    ],
+)
+def test_optics_names_the_slip(change: dict[str, object], words: str) -> None:
+    with pytest.raises(InputRejected, match=words):
+        dataclasses.replace(S1, **change)
+
+
+def test_a_pupil_names_what_is_wrong() -> None:
+    flat = np.ones((16, 16))
+    for arguments, words in (
+        ((np.zeros((16, 15)), np.ones((16, 15))), "square"),
+        ((np.zeros((4, 4)), np.ones((4, 4))), "at least 8"),
+        ((np.zeros((16, 16)), np.ones((8, 8))), "differ in shape"),
+        ((flat * np.nan, flat), "finite"),
+        ((flat, -flat), "negative"),
+        ((flat, flat, -1.0), "pitch"),
+        ((flat, flat, None, {0: 1.0}), "Noll"),
+        ((flat, flat, None, {4: np.inf}), "Noll"),
+    ):
+        with pytest.raises(InputRejected, match=words):
+            Pupil(*arguments)
+    with pytest.raises(InputRejected, match="no light"):
+        pupil_field(S1, Pupil(np.zeros((16, 16)), np.zeros((16, 16))))
+
+
+def test_pupil_axis_is_symmetric_and_just_covers_the_disk() -> None:
+    axis = Pupil.flat(64).rho_axis
+    np.testing.assert_allclose(axis, -axis[::-1])
+    assert axis[-1] == pytest.approx(1 - 1 / 64)
+
+
+def test_zernikes_add_to_the_phase() -> None:
+    grid = Pupil.flat(32).rho_axis
+    phase = 0.7 * zernike(8, np.broadcast_to(grid, (32, 32)), np.broadcast_to(grid[:, None], (32, 32)))
+    one = pupil_field(S1, Pupil.flat(32, {8: 0.7})).base
+    other = pupil_field(S1, Pupil(phase, np.ones((32, 32)))).base
+    assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [((0.0, 100.0),), ((100.0, np.nan),), ((100.0, 100.0), (0.0, np.inf)), ((1.0, 1.0), (0.0, 0.0), (0.0, 1.0))],
+)
+def test_gaussian_widths_must_be_sensible(arguments: tuple[tuple[float, float], ...]) -> None:
+    with pytest.raises(InputRejected):
+        Gaussian(*arguments)
