@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 FORMAT = "smlm_bridge calibration"
 VERSION = 1
 _MAPS = ("offset", "e_per_adu", "read_noise_e")
+# What h5py and our own types raise when a file is damaged.
+_DAMAGE = (TypeError, ValueError, OSError, AttributeError, RuntimeError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Calibration:
         """
         try:
             file = h5py.File(io.BytesIO(data), "r")
-        except OSError as error:
+        except _DAMAGE as error:
             raise InputRejected(
                 f"{name} is not an HDF5 file, so not a calibration (.psf.h5): {error}."
             ) from error
@@ -156,7 +158,7 @@ class Calibration:
                 raise InputRejected(f"{name}: {error}") from error
             except KeyError as error:
                 raise InputRejected(f"{name} lacks a field of a calibration: {error.args[0]}.") from error
-            except (TypeError, ValueError, OSError, AttributeError, RuntimeError, OverflowError) as error:
+            except _DAMAGE as error:
                 raise InputRejected(
                     f"{name} has a field of the wrong kind or is damaged: {error}."
                 ) from error

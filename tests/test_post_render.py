@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from smlm_bridge.conventions import pixel_centre_nm
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.locs import empty
+from smlm_bridge.post import render as module
 from smlm_bridge.post.render import colour_by_density, colour_by_z, render
 
 FIELD = (2000.0, 3000.0)
@@ -79,6 +80,23 @@ def test_a_gaussian_spot_stands_exactly_at_its_position_with_its_width(x, y, sig
     centre, spread = moments(counts.astype(float), 10)
     np.testing.assert_allclose(centre, (x, y), atol=0.02)
     np.testing.assert_allclose(spread, sigma, rtol=0.16)  # 12 % of rounding, and the pixel
+
+
+def test_adding_spots_and_filtering_draw_the_same_picture(monkeypatch):
+    locs = table(400, margin=0).assign(uncertainty_xy_nm=lambda t: t["uncertainty_xy_nm"] + 40)
+    monkeypatch.setattr(module, "_SPOT_COST", 0.0)
+    spots = render(locs, pixel_nm=20, field_nm=FIELD)
+    monkeypatch.setattr(module, "_SPOT_COST", np.inf)
+    filtered = render(locs, pixel_nm=20, field_nm=FIELD)
+    np.testing.assert_allclose(filtered.counts, spots.counts, atol=0.02 * spots.counts.max())
+    there = spots.counts > 0.05 * spots.counts.max()
+    np.testing.assert_allclose(filtered.mean_z_nm[there], spots.mean_z_nm[there], atol=20)
+
+
+def test_blocks_of_spots_make_no_difference(monkeypatch):
+    whole = render(table(), pixel_nm=20, field_nm=FIELD).counts
+    monkeypatch.setattr(module, "_SPOT_VALUES", 500)
+    np.testing.assert_allclose(render(table(), pixel_nm=20, field_nm=FIELD).counts, whole, atol=1e-5)
 
 
 @pytest.mark.parametrize(("given_nm", "drawn_nm"), [(9999.0, 100.0), (np.nan, 40.0), (0.0, 40.0)])

@@ -95,7 +95,7 @@ def bead_centre(stack: NDArray[np.generic], *, pixel_nm: float) -> tuple[int, in
     row, column = (weight @ rows) / weight.sum(), (weight @ columns) / weight.sum()
     if not (3 <= row < stack.shape[1] - 3 and 3 <= column < stack.shape[2] - 3):
         raise InputRejected(
-            f"the bead stands at row {row:.0f}, column {column:.0f}, at the edge of {stack.shape[1:]} pixels: much "
-            "of its light is cut off. Cut the stack so that the bead stands in its middle."
+            f"the bead stands at row {row:.0f}, column {column:.0f}, at the edge of {stack.shape[1:]} "
+            "pixels: much of its light is cut off. Cut the stack so that the bead stands in its middle."
         )
     return round(row), round(column)

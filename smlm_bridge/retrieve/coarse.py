@@ -37,9 +37,9 @@ from smlm_bridge.retrieve.start import (
     window_limit_px,
 )
 
-_ANALYSER_ITERATIONS = 60
-_TWIN_ITERATIONS = 60
-_SMOOTH_ITERATIONS = 80
+_ANALYSER_ITERATIONS = 40
+_TWIN_ITERATIONS = 40
+_SMOOTH_ITERATIONS = 60
 _CLEARLY_BETTER = 0.05
 
 FloatArray = NDArray[np.float64]

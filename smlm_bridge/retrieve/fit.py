@@ -56,7 +56,7 @@ def retrieve(
     """Retrieve the pupil of a microscope from one bead at several focus positions.
 
     Maximum likelihood in the sense of Hanser 2004 and Ferdman 2020: pixel-wise phase and amplitude behind a
-    vectorial model; photons and background of every slice projected out; zeros of thresholded stacks censored.
+    vectorial model; photons and background of each slice projected out; zeros of thresholded stacks censored.
 
     Parameters
     ----------
@@ -204,8 +204,8 @@ def _pupil(
 ) -> tuple[Pupil, Parameters]:
     """Settle what the images cannot: tilt against bead position, defocus against focus.
 
-    Tilts and defocus are those of the mask, or none. A given first focus fixes the focus instead: what defocus
-    is left then belongs to the pupil.
+    Tilts and defocus are those of the mask, or none. A given first focus fixes the focus instead: what
+    defocus is left then belongs to the pupil.
     """
     phase = model.total_phase(p).detach().double().numpy()
     power, terms = model.power.double().numpy(), model.gauge_terms()
@@ -232,8 +232,8 @@ def _warnings(overall: dict[str, float], defocus_nm: float, options: RetrieveOpt
     warnings = []
     if overall["mean_slice_correlation"] < _POOR_CORRELATION:
         warnings.append(
-            f"the model explains the stack poorly (correlation {overall['mean_slice_correlation']:.3f}): check "
-            "the optics, z_step_nm and that one bead stands alone."
+            f"the model explains the stack poorly (correlation {overall['mean_slice_correlation']:.3f}): "
+            "check the optics, z_step_nm and that one bead stands alone."
         )
     if options.first_focus_nm is not None and abs(defocus_nm) > _FAR_FOCUS_NM:
         warnings.append(

@@ -1,7 +1,7 @@
 """The image of one bead: pupil parameters and geometry in, the fraction of its light per pixel out.
 
-The same physics as ``psf.pupil_psf``, arranged for one bead at many focus positions: all slices share the pupil,
-and blur, bead and pixel are one separable filter that is exact for the band-limited intensity.
+The same physics as ``psf.pupil_psf``, arranged for one bead at many focus positions: all slices share the
+pupil, and blur, bead and pixel are one separable filter that is exact for the band-limited intensity.
 """
 
 import math
@@ -223,8 +223,8 @@ class BeadModel:
 class _Intensity(torch.autograd.Function):
     """Intensity of incoherent fields and its gradient, slice by slice.
 
-    Written out because it is where the time goes: all pupils of a slice share one phasor, so one (N, N) complex
-    sum carries the gradient of phase and log amplitude alike, and each slice stays in the cache.
+    Written out because it is where the time goes: all pupils of a slice share one phasor, so one (N, N)
+    complex sum carries the gradient of phase and log amplitude alike, and each slice stays in the cache.
     """
 
     @staticmethod
@@ -247,7 +247,7 @@ class _Intensity(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """With E = K P K': dL/d(log amplitude) = 2 Re S and dL/d(phase) = -2 Im S, S = sum conj(K^H G E K'^*) P."""
+        """For E = K P K' and S = sum conj(K^H G E K'^*) P: 2 Re S for log amplitude, -2 Im S for phase."""
         to_rows, to_columns = ctx.transforms
         adjoint, columns = to_rows.mH.contiguous(), to_columns.conj().resolve_conj()
         sums = []

@@ -2,8 +2,8 @@
 
 Photons and background of every slice enter linearly and are solved for inside each evaluation (variable
 projection, Golub & Pereyra 1973). At that minimum the loss does not depend on them to first order, so they
-carry no gradient. Pixels that somebody set to zero below a threshold are censored: they only say that the model
-should not exceed the threshold (Tobin 1958, in its least-squares form).
+carry no gradient. Pixels that somebody set to zero below a threshold are censored: they only say that the
+model should not exceed the threshold (Tobin 1958, in its least-squares form).
 """
 
 import math
@@ -77,7 +77,7 @@ class BeadData:
 
     @cached_property
     def least_residual(self) -> Tensor:
-        """(E, H, W) 0 in censored pixels, where only a model above the threshold is wrong, else minus infinity."""
+        """(E, H, W) 0 in censored pixels, where only too bright a model is wrong, else minus infinity."""
         return torch.where(self.photons > 0, -math.inf, 0.0)
 
     @cached_property
@@ -92,7 +92,7 @@ class BeadData:
 def variance_from_data(photons: Tensor, *, read_variance: Tensor | float, relative_floor: float) -> Tensor:
     """Variance of each pixel from the smoothed data.
 
-    The floor, relative to the peak, keeps faint rings from outweighing the peaks where the model is not exact.
+    The floor, relative to the peak, keeps faint rings from outweighing the peaks of an inexact model.
     """
     smooth = torch.nn.functional.avg_pool2d(
         photons[:, None], _SMOOTHING_PX, stride=1, padding=_SMOOTHING_PX // 2, count_include_pad=False
@@ -173,8 +173,8 @@ PIXELWISE = (*PIXEL_MAPS, *GEOMETRY)
 def _spread(samples: int) -> Tensor:
     """Fourier transfer that lets a step of one pupil sample pull its surroundings along.
 
-    Smooth changes of the pupil are what the images ask for first; in these coordinates they are short steps, and
-    L-BFGS needs a third of the iterations. Positive everywhere, so no pupil is out of reach.
+    Smooth changes of the pupil are what the images ask for first; in these coordinates they are short steps,
+    and L-BFGS needs a third of the iterations. Positive everywhere, so no pupil is out of reach.
     """
     y = torch.fft.fftfreq(samples)[:, None] * samples
     x = torch.fft.rfftfreq(samples) * samples

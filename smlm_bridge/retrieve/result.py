@@ -60,14 +60,14 @@ class RetrieveOptions:
     pixelwise: bool | None = None
     analysers_deg: tuple[float | None, ...] = ()
     random_starts: int = 2
-    iterations: int = 150
+    iterations: int = 120
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.z_step_nm) and 1 <= abs(self.z_step_nm) <= 5000):
             raise InputRejected(
-                f"z_step_nm {self.z_step_nm:g} must be 1 to 5000 nm or -1 to -5000 nm: the travel of the focus "
-                "from slice to slice, positive into the sample."
+                f"z_step_nm {self.z_step_nm:g} must be 1 to 5000 nm or -1 to -5000 nm: the travel of the "
+                "focus from slice to slice, positive into the sample."
             )
         if self.first_focus_nm is not None and not np.isfinite(self.first_focus_nm):
             raise InputRejected(f"first_focus_nm {self.first_focus_nm} is not a position in nm.")
@@ -105,9 +105,9 @@ class Retrieval:
     zernike_rad
         Noll index to coefficient of the phase, tilts and defocus taken out.
     twin
-        The mirrored solution (phase rotated by 180 degrees and negated, scan reversed): its scores beside ours
-        (``chosen``), both of the coarse fit. Fit quality alone cannot decide between the two; the sign of
-        ``z_step_nm`` does.
+        The mirrored solution (phase rotated by 180 degrees and negated, scan reversed): its scores beside
+        ours (``chosen``), both of the coarse fit. Fit quality alone cannot decide between the two; the
+        sign of ``z_step_nm`` does.
     analysers
         Log-likelihood of every analyser angle that was tried.
     warnings
@@ -137,8 +137,8 @@ class Retrieval:
 
 
 def stack_scores(
-    model: NDArray[np.floating],
-    data: NDArray[np.floating],
+    model: NDArray[np.generic],
+    data: NDArray[np.generic],
     *,
     threshold: float | None,
     background: FloatArray,

@@ -20,7 +20,8 @@ from smlm_bridge.retrieve.objective import PIXELWISE, BeadData, minimise
 
 COARSE_SAMPLES = 64
 _FIELD_SHARE = 0.86  # of the period after which a sampled pupil repeats its image
-_ROUNDS = ((25, 5), (50, 2), (120, 1))  # iterations, survivors
+_ROUNDS = ((20, 4), (40, 2), (60, 1))  # iterations, survivors
+_MANY_STARTS = 8  # are told apart by every other slice
 _START_RAD = 0.75
 _RANDOM_RAD = 0.3
 _START_FOCUS_NM = (-600.0, -300.0, 300.0, 600.0)
@@ -115,9 +116,10 @@ def search(
     ranked = list(enumerate(pool))
     for iterations, survivors in _ROUNDS:
         fitted = []
+        some = data.at(range(0, len(data.photons), 2)) if len(ranked) > _MANY_STARTS else data
         for index, p in ranked:
             best, loss = minimise(
-                model, p, data, free=PIXELWISE, iterations=iterations, on_evaluation=on_evaluation
+                model, p, some, free=PIXELWISE, iterations=iterations, on_evaluation=on_evaluation
             )
             fitted.append((loss, index, best))
         fitted.sort(key=lambda item: item[:2])
@@ -132,9 +134,8 @@ def lay_mask(model: BeadModel, data: BeadData, pupil: Pupil, *, centre_focus_nm:
     Masks are handed around with either sign of the Fourier transform and either orientation of the image, so
     when the mask as given does not resemble the stack, its rotations and flips are tried too.
     """
-    some = data.at(
-        np.linspace(0, len(data.photons) - 1, min(_MASK_SLICES, len(data.photons))).round().astype(int)
-    )
+    count = len(data.photons)
+    some = data.at([round(i) for i in np.linspace(0, count - 1, min(_MASK_SLICES, count))])
     given = pupil_phase(pupil, model.samples)
     half = float(data.focus_nm.max() - data.focus_nm.min()) / 2
     offsets = np.arange(-half, half + 1, _MASK_FOCUS_STEP_NM)
