@@ -51,7 +51,9 @@ def rerendered(frames: np.ndarray, table: pd.DataFrame, calibration: Calibration
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--only", choices=sorted(IMAGES))
     parser.add_argument("--model", help="a model file instead of the shipped one (with --only)")

@@ -32,7 +32,11 @@ def localizations(model: Model, file: Path) -> tuple[pd.DataFrame, float, int]:
     with open_frames([file]) as source:
         start = time.process_time()
         blocks = list(localize(source, model, camera=Camera()))
-        return pd.concat([b.table for b in blocks], ignore_index=True), time.process_time() - start, source.n_frames
+        return (
+            pd.concat([b.table for b in blocks], ignore_index=True),
+            time.process_time() - start,
+            source.n_frames,
+        )
 
 
 def score(model: Model, set_name: str, data: Path, published: pd.DataFrame) -> pd.DataFrame:
@@ -68,7 +72,9 @@ def score(model: Model, set_name: str, data: Path, published: pd.DataFrame) -> p
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data" / "simulated")
     parser.add_argument("--model", help="a model file or the name of a shipped one")
     parser.add_argument("--set", help="the simulated set; default: the model's name")
@@ -79,7 +85,10 @@ def main() -> None:
         model = load_model(name, threads=1)
         set_name = arguments.set or model.info.name
         print(f"{set_name} ({model.info.training.get('samples', '?')} training samples)")
-        print(score(model, set_name, arguments.data, published).to_string(index=False, float_format="%.2f"), "\n")
+        print(
+            score(model, set_name, arguments.data, published).to_string(index=False, float_format="%.2f"),
+            "\n",
+        )
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-
 from score_simulated import score
+
 from smlm_bridge.io.model import load_model
 
 ROOT = Path(__file__).parents[1]
@@ -74,12 +74,25 @@ def build(name: str, *, runs: Path, data: Path, threads: int) -> None:
     calibration, model = runs / f"{name}.psf.h5", runs / f"{name}.onnx"
     if not calibration.exists():
         verb, *options = recipe.make
-        places = (data / recipe.source, "-o", calibration) if verb == "calibrate" else (data / recipe.source, calibration)
+        places = (
+            (data / recipe.source, "-o", calibration)
+            if verb == "calibrate"
+            else (data / recipe.source, calibration)
+        )
         bridge(verb, *places, *options, "--setup", folder / "setup.toml", "--threads", threads)
     if not model.exists():
         resume = ("--resume",) if model.with_suffix(".checkpoint").exists() else ()
         start = () if recipe.start is None else ("--from", recipe.start)
-        budget = ("--samples", recipe.samples, "--ranges", folder / "ranges.toml", "--seed", 1, "--threads", threads)
+        budget = (
+            "--samples",
+            recipe.samples,
+            "--ranges",
+            folder / "ranges.toml",
+            "--seed",
+            1,
+            "--threads",
+            threads,
+        )
         bridge("train", calibration, "-o", model, "--purpose", recipe.purpose, *budget, *resume, *start)
     shutil.copyfile(model, folder / "weights.onnx")
     sample = ("--frames", 4, "--size-px", "121x121", "--seed", 1, "--overwrite", *recipe.sample)
@@ -104,7 +117,9 @@ def card(name: str, written: Path, data: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", choices=[*RECIPES, []], default=list(RECIPES))
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")

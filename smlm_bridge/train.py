@@ -7,12 +7,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from smlm_bridge.calibration import Calibration
 from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected, SmlmError
+from smlm_bridge.evaluate import evaluate
+from smlm_bridge.model import Run
+from smlm_bridge.networks.decode import decode
 from smlm_bridge.networks.dense import DenseLocalizer, DenseScaling, Targets, stabilise
 from smlm_bridge.psf.gaussian import GaussianPSF
 from smlm_bridge.psf.protocol import PSF
@@ -257,6 +262,47 @@ def _start_from(network: DenseLocalizer, weights: Mapping[str, Tensor]) -> None:
                 "Start from a model of the same system, or without --from."
             )
     network.load_state_dict({**own, **{name: value for name, value in weights.items() if name in own}})
+
+
+def held_out_scores(
+    trainer: Trainer, run: Run | None = None, *, frames: int = 50, side_px: int = 96
+) -> dict[str, Any]:
+    """Figures of merit on frames drawn from the training ranges with another seed, always the same ones.
+
+    Parameters
+    ----------
+    trainer
+        Its ranges, PSF and camera make the frames.
+    run
+        What is scored, photo-electrons (B, 1, H, W) to maps; None for the network as it is now.
+    frames, side_px
+        Number of frames and their side.
+    """
+    known, ranges = trainer.calibration, trainer.ranges
+    pixel_nm, seed = known.optics.pixel_nm, trainer.options.seed + 1
+    generator = torch.Generator(trainer.device).manual_seed(seed)
+    scene = draw(ranges, generator, frames=frames, shape=(side_px, side_px), pixel_nm=pixel_nm)
+    counts = record(scene, render(scene, trainer.psf), known.camera, generator).cpu().numpy()
+    asked = in_label_set(scene, pixel_nm=pixel_nm, min_photons=ranges.label_min_photons)
+    truth = pd.DataFrame(asked.xyz_nm.double().cpu().numpy(), columns=["x_nm", "y_nm", "z_nm"])
+    truth["frame"] = asked.frame.cpu().numpy()
+    maps = (run or _run_now(trainer))(known.camera.to_photons(counts)[:, None])
+    found = decode(maps, pixel_nm=pixel_nm)
+    table = pd.DataFrame({name: found[name] for name in ("x_nm", "y_nm", "z_nm")})
+    table["frame"] = found["image"].astype(int)
+    return {**asdict(evaluate(table, truth)[1]), "frames": frames, "seed": seed}
+
+
+def _run_now(trainer: Trainer) -> Run:
+    """The network in its present state, frame by frame."""
+
+    def run(photons: NDArray[np.float32]) -> NDArray[np.float32]:
+        trainer.network.eval()
+        with torch.no_grad():
+            parts = [trainer.network(torch.from_numpy(frame[None]).to(trainer.device)) for frame in photons]
+        return torch.cat(parts).cpu().numpy()
+
+    return run
 
 
 def training_psf(

@@ -1,7 +1,6 @@
 """Fixtures that several rooms share; torch is touched only by tests that import it themselves."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,10 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def single_thread() -> Iterator[None]:
+def single_thread() -> None:
     """Torch computes on one thread, so that numbers and times repeat; torch itself is not imported here."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    yield
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +83,13 @@ def trained(gaussian_calibration: Calibration, tmp_path_factory: pytest.TempPath
         margin_nm=200.0,
     )
     options = TrainOptions(
-        samples=1600, batch=8, patch_px=32, learning_rate=6e-3, widths=(8, 16), bottom_dilations=(1,), reach_px=12
+        samples=1600,
+        batch=8,
+        patch_px=32,
+        learning_rate=6e-3,
+        widths=(8, 16),
+        bottom_dilations=(1,),
+        reach_px=12,
     )
     trainer = Trainer(gaussian_calibration, ranges, options)
     network = train(trainer)

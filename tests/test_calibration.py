@@ -102,7 +102,9 @@ def test_the_hash_does_not_see_what_is_no_physics() -> None:
 
 def test_the_hash_does_not_see_how_a_number_is_written() -> None:
     whole = Calibration(Optics(1.4, 1.5, 1.33, 600, 100), Pupil.flat(16), z_range_nm=(0, 900), blur_nm=0)
-    point = Calibration(Optics(1.4, 1.5, 1.33, 600.0, 100.0), Pupil.flat(16), z_range_nm=(0.0, 900.0), blur_nm=0.0)
+    point = Calibration(
+        Optics(1.4, 1.5, 1.33, 600.0, 100.0), Pupil.flat(16), z_range_nm=(0.0, 900.0), blur_nm=0.0
+    )
     assert whole.hash == point.hash == Calibration.from_bytes(whole.to_bytes()).hash
     widths = Calibration(OPTICS, gaussian=Gaussian((130, 130)))
     assert Calibration.from_bytes(widths.to_bytes()).hash == widths.hash
@@ -204,7 +206,9 @@ def test_arrays_in_other_files_are_not_read(tmp_path: Path) -> None:
 
     def change(file: h5py.File) -> None:
         del file["pupil"]["phase_rad"]
-        file["pupil"].create_dataset("phase_rad", (16, 16), "f8", external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+        file["pupil"].create_dataset(
+            "phase_rad", (16, 16), "f8", external=[(str(secret), 0, h5py.h5f.UNLIMITED)]
+        )
 
     path = tmp_path / "x.psf.h5"
     path.write_bytes(KINDS["pupil"].to_bytes())
@@ -251,6 +255,10 @@ def test_files(tmp_path: Path) -> None:
     save_calibration(tmp_path / "x.psf.h5", KINDS["emccd"], overwrite=True)
     assert load_calibration(str(tmp_path / "x.psf.h5")).hash == KINDS["emccd"].hash
     (tmp_path / "text.psf.h5").write_text("no")
-    for path, words in (("missing.psf.h5", "no calibration"), ("text.psf.h5", "not an HDF5"), (".", "no calibration")):
+    for path, words in (
+        ("missing.psf.h5", "no calibration"),
+        ("text.psf.h5", "not an HDF5"),
+        (".", "no calibration"),
+    ):
         with pytest.raises(InputRejected, match=words):
             load_calibration(tmp_path / path)

@@ -26,7 +26,9 @@ def test_to_photons_undoes_expected(photons: float, offset: float, e_per_adu: fl
     camera = Camera(offset, e_per_adu, em_gain=gain)
     counts = camera.expected(np.full((1, 2, 2), photons))
     # The counts are single precision: half a unit of their last place, in photo-electrons.
-    slack = np.abs(counts).max() * 2**-22 * e_per_adu / gain + 2**-22 * (photons + abs(offset) * e_per_adu / gain)
+    slack = np.abs(counts).max() * 2**-22 * e_per_adu / gain + 2**-22 * (
+        photons + abs(offset) * e_per_adu / gain
+    )
     np.testing.assert_allclose(camera.to_photons(counts), photons, atol=slack + 1e-12)
 
 

@@ -67,7 +67,9 @@ def test_x_runs_along_columns_and_y_down_the_rows(psf: PSF) -> None:
 
 
 def test_frames_are_frame_y_x() -> None:
-    scene = draw(Ranges((0.0, 100.0)), torch.Generator().manual_seed(1), frames=3, shape=(16, 24), pixel_nm=PIXEL)
+    scene = draw(
+        Ranges((0.0, 100.0)), torch.Generator().manual_seed(1), frames=3, shape=(16, 24), pixel_nm=PIXEL
+    )
     assert render(scene, psfs()["gaussian"]).shape == (3, 16, 24)
 
 
@@ -122,7 +124,9 @@ def test_zernikes_are_noll_and_a_coefficient_is_its_rms() -> None:
     y, x = np.meshgrid(axis, axis, indexing="ij")
     inside = x**2 + y**2 <= 1
     for noll in (2, 5, 6, 11):
-        assert np.sqrt(np.mean((0.3 * zernike(noll, x[inside], y[inside])) ** 2)) == pytest.approx(0.3, rel=3e-3)
+        assert np.sqrt(np.mean((0.3 * zernike(noll, x[inside], y[inside])) ** 2)) == pytest.approx(
+            0.3, rel=3e-3
+        )
 
 
 def test_tilt_of_the_pupil_moves_the_image_the_way_it_slopes() -> None:

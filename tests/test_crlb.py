@@ -69,7 +69,9 @@ def test_derivatives_are_finite_differences(psf: PupilPSF) -> None:
 
 
 def test_the_derivative_on_the_coverslip_is_that_of_the_sample(psf: PupilPSF) -> None:
-    on, above = (derivatives(psf, at(20, -15, z), tensor(1.0), shape=(SIDE, SIDE))[1][0, 2] for z in (0.0, 0.01))
+    on, above = (
+        derivatives(psf, at(20, -15, z), tensor(1.0), shape=(SIDE, SIDE))[1][0, 2] for z in (0.0, 0.01)
+    )
     torch.testing.assert_close(on, above, rtol=1e-3, atol=1e-8)
 
 
@@ -114,7 +116,9 @@ def test_gaussian_without_background_reaches_sigma_over_root_n() -> None:
 
 def test_more_photons_and_less_background_are_better(psf: PupilPSF) -> None:
     position = at(20, -15, 300).expand(3, 3)
-    found = crlb(psf, POISSON, position, tensor(2000.0, 8000.0, 2000.0), tensor(20.0, 20.0, 80.0), shape=(SIDE, SIDE))
+    found = crlb(
+        psf, POISSON, position, tensor(2000.0, 8000.0, 2000.0), tensor(20.0, 20.0, 80.0), shape=(SIDE, SIDE)
+    )
     assert (found[1, :3] < 0.6 * found[0, :3]).all()
     assert (found[2, :3] > 1.1 * found[0, :3]).all()
 

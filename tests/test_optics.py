@@ -66,7 +66,9 @@ def test_zernikes_are_those_of_the_literature(noll: int, polar) -> None:
     np.testing.assert_allclose(zernike(noll, r * np.cos(t), r * np.sin(t)), wanted, atol=1e-12)
 
 
-def bessel(r: NDArray[np.float64], optics: Optics, *, z0: float, zs: float) -> tuple[NDArray[np.float64], float]:
+def bessel(
+    r: NDArray[np.float64], optics: Optics, *, z0: float, zs: float
+) -> tuple[NDArray[np.float64], float]:
     """Intensity of a freely rotating dipole behind an interface at radii r, and its integral over the plane.
 
     By Gauss-Legendre quadrature of I0, I1, I2, with 60 nodes below and 60 beyond the critical angle.
@@ -89,13 +91,19 @@ def bessel(r: NDArray[np.float64], optics: Optics, *, z0: float, zs: float) -> t
     a_p, a_s, b = apodisation * t_p * cos_m, apodisation * t_s, apodisation * t_p * s / n_m
     rest = np.exp(1j * k0 * (n_m * cos_m * z0 - n_i * cos_i * zs)) * s * ds
     u = k0 * np.multiply.outer(r, s)
-    i_0, i_1, i_2 = jv(0, u) @ (rest * (a_p + a_s) / 2), jv(1, u) @ (rest * b), jv(2, u) @ (rest * (a_p - a_s) / 2)
+    i_0, i_1, i_2 = (
+        jv(0, u) @ (rest * (a_p + a_s) / 2),
+        jv(1, u) @ (rest * b),
+        jv(2, u) @ (rest * (a_p - a_s) / 2),
+    )
     decay = np.exp(-2 * k0 * n_m * cos_m.imag * z0) * s * ds
     power = (np.abs(a_p) ** 2 + np.abs(a_s) ** 2 + np.abs(b) ** 2) @ decay * 2 * np.pi / k0**2
     return 2 * np.abs(i_0) ** 2 + 2 * np.abs(i_2) ** 2 + np.abs(i_1) ** 2, float(power)
 
 
-def difference_from_bessel(optics: Optics, samples: int, *, z0: float, zs: float, unit_sum: bool = True) -> float:
+def difference_from_bessel(
+    optics: Optics, samples: int, *, z0: float, zs: float, unit_sum: bool = True
+) -> float:
     """Normalised RMS difference over 65 x 65 pixels, of unit sums or of absolute fractions."""
     pixel = optics.pixel_nm
     y, x = np.mgrid[-32:33, -32:33] * pixel
@@ -117,7 +125,9 @@ def test_vectorial_model_in_index_mismatch(optics: Optics, z0: float) -> None:
     assert max(difference_from_bessel(optics, 256, z0=z0, zs=zs) for zs in (-1000.0, 0.0, 1000.0)) < 2e-3
 
 
-@pytest.mark.parametrize(("z0", "zs"), [(0.0, 0.0), (0.0, 300.0), (300.0, 300.0), (500.0, -500.0), (0.0, 1000.0)])
+@pytest.mark.parametrize(
+    ("z0", "zs"), [(0.0, 0.0), (0.0, 300.0), (300.0, 300.0), (500.0, -500.0), (0.0, 1000.0)]
+)
 def test_fractions_are_absolute(z0: float, zs: float) -> None:
     """The fraction of all collected light, not of the light in some window or period."""
     assert difference_from_bessel(S1, 128, z0=z0, zs=zs, unit_sum=False) < 4e-3
@@ -148,7 +158,9 @@ def test_no_sample_is_infinite_at_the_critical_angle() -> None:
 
 def test_supercritical_light_fades_with_height() -> None:
     field = pupil_field(S1, Pupil.flat(64), dtype=torch.float64)
-    power = defocused(field, torch.tensor([0.0, 200.0, 800.0], dtype=torch.float64)).abs().square().sum((1, 2, 3))
+    power = (
+        defocused(field, torch.tensor([0.0, 200.0, 800.0], dtype=torch.float64)).abs().square().sum((1, 2, 3))
+    )
     share = power / power[2]
     assert float(share[0]) > 1.5
     assert float(share[0]) > float(share[1]) > 1.0
@@ -219,7 +231,12 @@ def test_zernikes_add_to_the_phase() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [((0.0, 100.0),), ((100.0, np.nan),), ((100.0, 100.0), (0.0, np.inf)), ((1.0, 1.0), (0.0, 0.0), (0.0, 1.0))],
+    [
+        ((0.0, 100.0),),
+        ((100.0, np.nan),),
+        ((100.0, 100.0), (0.0, np.inf)),
+        ((1.0, 1.0), (0.0, 0.0), (0.0, 1.0)),
+    ],
 )
 def test_gaussian_widths_must_be_sensible(arguments: tuple[tuple[float, float], ...]) -> None:
     with pytest.raises(InputRejected):

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from smlm_bridge.calibration import Calibration
-    from smlm_bridge.model import Model, ModelInfo
+    from smlm_bridge.model import ModelInfo
     from smlm_bridge.simulate.scene import Ranges
     from smlm_bridge.train import Progress, Trainer
 
 SYSTEMS = ("dense",)
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
 UNLIMITED_SAMPLES = 2**62
-TEST_FRAMES, TEST_SIDE_PX = 50, 96
+TEST_FRAMES = 12  # for the curve; the final scores are of more
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ class _Files:
 @click.option("--samples", type=click.IntRange(min=1), help="Frames to train on; whichever ends first.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint beside the output (.checkpoint).")
 @click.option("--purpose", default="", help="What the model is for, a sentence for its card.")
-@click.option("--from", "start", metavar="M", help="Start from the weights of this model (file or shipped name).")
+@click.option(
+    "--from", "start", metavar="M", help="Start from the weights of this model (file or shipped name)."
+)
 @not_built("--freeze")
 @setup_options(optics=False)
 def command(
@@ -153,17 +155,22 @@ def _ranges(path: Path | None, known: "Calibration") -> "Ranges":
 
 
 def _train(run: Run, trainer: "Trainer", files: _Files) -> None:
-    """Run to the end of the budget; a checkpoint now and then, and when interrupted."""
+    """Run to the end of the budget; a checkpoint and held-out scores now and then, and when interrupted."""
     from smlm_bridge.io.checkpoint import save_checkpoint
-    from smlm_bridge.train import train
+    from smlm_bridge.train import held_out_scores, train
 
     saved = time.monotonic()
+    losses: list[float] = []
     with run.steps("training") as on_step:
 
         def watch(progress: "Progress", terms: dict[str, float]) -> None:
             nonlocal saved
             on_step(round(1000 * trainer.fraction), 1000)
+            losses.append(sum(terms.values()))
             if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                scores = held_out_scores(trainer, frames=TEST_FRAMES)
+                _note(run, progress, sum(losses) / len(losses), scores)
+                losses.clear()
                 save_checkpoint(files.checkpoint, trainer.state_dict())
                 saved = time.monotonic()
 
@@ -175,6 +182,18 @@ def _train(run: Run, trainer: "Trainer", files: _Files) -> None:
     save_checkpoint(files.checkpoint, trainer.state_dict())
 
 
+def _note(run: Run, progress: "Progress", loss: float, scores: dict[str, Any]) -> None:
+    """Add a point to the curve, which the checkpoint keeps, and say it."""
+    kept = {key: scores[key] for key in ("jaccard", "rmse_lateral_nm", "rmse_axial_nm")}
+    progress.curve.append({"samples": progress.samples, "seconds": progress.seconds, "loss": loss, **kept})
+    if not run.quiet:
+        values = ", ".join(f"{key} {value:.4g}" for key, value in kept.items() if value is not None)
+        click.echo(
+            f"{progress.samples} samples, {progress.seconds / 60:.1f} min: loss {loss:.4g}; held out: {values}",
+            err=True,
+        )
+
+
 def _finish(
     run: Run, trainer: "Trainer", files: _Files, *, system: str, purpose: str, start: str | None
 ) -> Summary:
@@ -183,6 +202,7 @@ def _finish(
     from smlm_bridge.io.model import load_model, save_model
     from smlm_bridge.model import ModelInfo
     from smlm_bridge.networks.export import to_onnx
+    from smlm_bridge.train import held_out_scores
 
     network, progress = trainer.network, trainer.progress
     info = ModelInfo(
@@ -199,6 +219,7 @@ def _finish(
             "samples": progress.samples,
             "seconds": progress.seconds,
             "started_from": start,
+            "curve": progress.curve,
             "options": plain(asdict(trainer.options)),
         },
     )
@@ -209,7 +230,7 @@ def _finish(
     # Scored as it will run: from the exported file, in ONNX Runtime.
     with atomic_output(files.model, overwrite=run.overwrite) as temporary:
         save_model(temporary, export(info))
-        info = replace(info, scores=_scores(load_model(temporary, threads=run.threads), trainer))
+        info = replace(info, scores=held_out_scores(trainer, load_model(temporary, threads=run.threads).run))
         save_model(temporary, export(info), overwrite=True)
     with atomic_output(files.card, overwrite=run.overwrite) as temporary:
         temporary.write_text(_card(info), encoding="utf-8")
@@ -221,29 +242,6 @@ def _finish(
         "seed": trainer.options.seed,
     }
     return Summary(values, aligned({"model": str(files.model), "card": str(files.card), **values}))
-
-
-def _scores(model: "Model", trainer: "Trainer") -> dict[str, Any]:
-    """Figures of merit on fresh frames drawn from the training ranges, with another seed."""
-    import pandas as pd
-    import torch
-
-    from smlm_bridge.evaluate import evaluate
-    from smlm_bridge.localize import LocalizeOptions, localize_frames
-    from smlm_bridge.simulate.render import in_label_set, record, render
-    from smlm_bridge.simulate.scene import draw
-
-    known, ranges = trainer.calibration, trainer.ranges
-    shape, pixel_nm = (TEST_SIDE_PX, TEST_SIDE_PX), known.optics.pixel_nm
-    generator = torch.Generator(trainer.device).manual_seed(trainer.options.seed + 1)
-    scene = draw(ranges, generator, frames=TEST_FRAMES, shape=shape, pixel_nm=pixel_nm)
-    counts = record(scene, render(scene, trainer.psf), known.camera, generator).cpu().numpy()
-    asked = in_label_set(scene, pixel_nm=pixel_nm, min_photons=ranges.label_min_photons)
-    truth = pd.DataFrame(asked.xyz_nm.double().cpu().numpy(), columns=["x_nm", "y_nm", "z_nm"])
-    truth["frame"] = asked.frame.cpu().numpy()
-    found = localize_frames(counts[:, None], model, camera=known.camera, options=LocalizeOptions())
-    _, scores = evaluate(found, truth)
-    return {**asdict(scores), "frames": TEST_FRAMES, "seed": trainer.options.seed + 1}
 
 
 def _card(info: "ModelInfo") -> str:

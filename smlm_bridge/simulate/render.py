@@ -21,7 +21,9 @@ def render(scene: Scene, psf: PSF) -> Tensor:
         part = slice(start, start + chunk)
         images = psf.images(scene.xyz_nm[part], shape, blur_nm=scene.blur_nm[part])
         expected.index_add_(0, scene.frame[part], images * scene.photons[part, None, None])
-    return expected.clamp_min_(0.0)  # interpolation leaves about -1e-5 of a peak, and no photon number is negative
+    return expected.clamp_min_(
+        0.0
+    )  # interpolation leaves about -1e-5 of a peak, and no photon number is negative
 
 
 def record(scene: Scene, expected: Tensor, camera: Camera, generator: torch.Generator) -> Tensor:

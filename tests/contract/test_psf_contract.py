@@ -109,7 +109,9 @@ def test_gradient_is_the_finite_difference(psf: PSF, axis: int) -> None:
     step[0, axis] = 0.5
     with torch.no_grad():
         up, down = (psf.images(position + s * step, SHAPE)[0] for s in (1, -1))
-    assert float(position.grad[0, axis]) == pytest.approx(float(((up - down) * weights).sum()), rel=1e-4, abs=1e-9)
+    assert float(position.grad[0, axis]) == pytest.approx(
+        float(((up - down) * weights).sum()), rel=1e-4, abs=1e-9
+    )
 
 
 def test_gradient_by_blur_is_the_finite_difference(psf: PSF) -> None:

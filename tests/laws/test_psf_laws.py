@@ -60,10 +60,16 @@ def test_energy_is_one_on_a_large_camera(model: str) -> None:
 
 
 @given(
-    x=st.floats(0, 2200), y=st.floats(0, 2200), z=st.floats(0, 700), blur=st.floats(0, 200), size=st.integers(1, 40)
+    x=st.floats(0, 2200),
+    y=st.floats(0, 2200),
+    z=st.floats(0, 700),
+    blur=st.floats(0, 200),
+    size=st.integers(1, 40),
 )
 @settings(max_examples=25, deadline=None)
-def test_no_window_holds_more_than_all_the_light(x: float, y: float, z: float, blur: float, size: int) -> None:
+def test_no_window_holds_more_than_all_the_light(
+    x: float, y: float, z: float, blur: float, size: int
+) -> None:
     blurs = torch.tensor([blur], dtype=torch.float64)
     for psf in (of(OPTICS), GaussianPSF(Gaussian((130.0, 150.0)), 110.0)):
         assert float(psf.images(at(x, y, z), (size, 40), blur_nm=blurs).sum()) <= 1 + 1e-4
@@ -129,8 +135,12 @@ def test_scalar_twin() -> None:
     pupil = random_pupil(2)
     twin = Pupil(-pupil.phase_rad[::-1, ::-1], pupil.amplitude)
     one, other = of(optics, pupil), of(optics, twin)
-    assert torch.allclose(one.images(at(1040, 1070, 350), (21, 21)), other.images(at(1040, 1070, -350), (21, 21)))
-    assert not torch.allclose(one.images(at(1040, 1070, 350), (21, 21)), one.images(at(1040, 1070, -350), (21, 21)))
+    assert torch.allclose(
+        one.images(at(1040, 1070, 350), (21, 21)), other.images(at(1040, 1070, -350), (21, 21))
+    )
+    assert not torch.allclose(
+        one.images(at(1040, 1070, 350), (21, 21)), one.images(at(1040, 1070, -350), (21, 21))
+    )
 
 
 @pytest.mark.parametrize(("aperture", "pixel_nm"), [(1.49, 110.0), (1.49, 160.0), (0.9, 300.0)])
@@ -180,7 +190,9 @@ def spline() -> SplinePSF:
 
 @pytest.mark.parametrize("z", [0.0, 20.0, 333.0, 500.0, 899.0])
 @pytest.mark.parametrize(("integrate", "blur_nm"), [(True, 0.0), (True, 80.0), (False, 80.0)])
-def test_the_table_agrees_with_the_pupil(spline: SplinePSF, z: float, integrate: bool, blur_nm: float) -> None:
+def test_the_table_agrees_with_the_pupil(
+    spline: SplinePSF, z: float, integrate: bool, blur_nm: float
+) -> None:
     exact = dataclasses.replace(of(OPTICS), integrate=integrate, blur_nm=blur_nm)
     tabulated = dataclasses.replace(spline, integrate=integrate, blur_nm=blur_nm)
     position = at(1040, 1070, z)

@@ -44,7 +44,8 @@ def shipped() -> None:
 
 @pytest.mark.usefixtures("shipped")
 @pytest.mark.parametrize(
-    ("emitters", "jaccard", "lateral_nm", "axial_nm"), [(10, 0.92, 27.0, 32.0), (20, 0.94, None, None), (35, 0.82, None, None)]
+    ("emitters", "jaccard", "lateral_nm", "axial_nm"),
+    [(10, 0.92, 27.0, 32.0), (20, 0.94, None, None), (35, 0.82, None, None)],
 )
 def test_tetrapod_telomere_reaches_the_bars(
     cli: Cli,
@@ -89,11 +90,16 @@ def test_real_telomeres_are_explained(cli: Cli, shared_data: Path, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("shipped")
-def test_real_storm_frames_agree_with_the_published_network(cli: Cli, shared_data: Path, tmp_path: Path) -> None:
+def test_real_storm_frames_agree_with_the_published_network(
+    cli: Cli, shared_data: Path, tmp_path: Path
+) -> None:
     frames = shared_data / "storm_tetrapod" / "frames.tif"
     found = cli(["localize", frames, "--model", "tetrapod_storm", "-o", tmp_path / "l.csv"])
     assert found["frames"] == 25
-    ours, theirs = read_table(tmp_path / "l.csv"), read_table(shared_data / "reference" / "storm_tetrapod_frames.csv")
+    ours, theirs = (
+        read_table(tmp_path / "l.csv"),
+        read_table(shared_data / "reference" / "storm_tetrapod_frames.csv"),
+    )
     assert set(ours.frame) <= set(range(25))
     # Not ground truth: but most of what the published network is sure of should be seen by ours as well.
     sure = theirs[theirs.confidence > theirs.confidence.median()]
