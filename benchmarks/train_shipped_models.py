@@ -41,7 +41,7 @@ RECIPES = {
     "tetrapod_telomere": Recipe(
         "Simulated telomeres with a Tetrapod PSF, z 2 to 6 um: the published simulator of DeepSTORM3D's demo 3",
         "masks/tetrapod_telomere.mat",
-        ("convert", "--z-nm", "2000:6000"),
+        ("convert", "--z-nm", "2000:6000", "--blur-nm", "75"),
         52_000,
         ("--emitters", "12", "--photons", "10000:60000", "--background", "60:110", "--z-nm", "2000:6000"),
     ),
