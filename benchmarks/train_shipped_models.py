@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from real_data import IMAGES, compare
 from score_simulated import score
 
 from smlm_bridge.io.model import load_model
@@ -108,12 +109,19 @@ def card(name: str, written: Path, data: Path) -> str:
         table = score(load_model(name, threads=1), name, data / "simulated", published)
         text += (
             "\n## Scores on the published simulator's frames\n\n"
-            "Printed by `python benchmarks/score_simulated.py`; 'theirs' is the published network. Jaccard in %, "
-            "RMSE in nm over pairs within 150 nm.\n\n```text\n"
+            "Printed by `python benchmarks/score_simulated.py`; 'theirs' is the published network, over all frames of "
+            "each set, ours over the first half. Jaccard in %, RMSE in nm over pairs within 150 nm.\n\n```text\n"
             + table.drop(columns="CPU s/frame").to_string(index=False, float_format="%.1f")
             + "\n```\n"
         )
-    return text + f"\n## Reproduce\n\n    python benchmarks/train_shipped_models.py {name}\n"
+    if name in IMAGES:
+        text += (
+            "\n## On the real images\n\nPrinted by `python benchmarks/real_data.py`; the published network's "
+            "localizations are no ground truth.\n\n```text\n"
+            + compare(name, load_model(name), data)
+            + "\n```\n"
+        )
+    return text + f"\n## Train it again\n\n    python benchmarks/train_shipped_models.py {name}\n"
 
 
 def main() -> None:

@@ -109,7 +109,7 @@ def _emitter_images(xyz_nm: FloatArray, psf: PSF, shape: tuple[int, int], reach_
             image[rows, columns] = window[
                 rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0
             ]
-    return images.reshape(len(xyz_nm), -1)
+    return images.reshape(len(xyz_nm), height * width)
 
 
 def _background_basis(shape: tuple[int, int], grid_px: float) -> FloatArray:

@@ -1,7 +1,7 @@
 """``convert``: tables and masks into other formats."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
@@ -9,22 +9,11 @@ from smlm_bridge.cli.common import PATH, Run, SetupReader, required, setup_optio
 from smlm_bridge.cli.reporting import Summary, aligned
 from smlm_bridge.cli.values import RANGE
 from smlm_bridge.cli.verbs import refuse_not_built
+from smlm_bridge.io.formats import FORMATS as TABLES
+from smlm_bridge.io.formats import format_of
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-# Longest first: x.psf.h5 is a calibration, x.h5 is not.
-EXTENSIONS = {
-    ".psf.h5": "calibration",
-    ".csv": "thunderstorm",
-    ".tsv": "thunderstorm",
-    ".txt": "thunderstorm",
-    ".parquet": "parquet",
-    ".mat": "mask",
-    ".tif": "mask",
-    ".tiff": "mask",
-}
-TABLES = ("thunderstorm", "parquet")
+# What is no table; _sml.mat is one, and x.psf.h5 is not.
+EXTENSIONS = {".psf.h5": "calibration", ".mat": "mask", ".tif": "mask", ".tiff": "mask"}
 FORMATS = (*TABLES, "mask", "calibration")
 HALF_Z_RANGE_NM = 2000.0
 
@@ -66,16 +55,26 @@ def command(
 ) -> Summary:
     """Convert IN to OUT, by their extensions.
 
-    Built: tables .csv (ThunderSTORM) and .parquet into each other; a designed phase mask (.mat, TIFF) into a
-    calibration (.psf.h5), which needs the microscope and the relay of the mask: --setup, or options of the
-    same names. Of a mask's default heights the focus is the middle.
+    Tables into each other: .csv (ThunderSTORM), .parquet, .hdf5 (Picasso), _sml.mat (SMAP), .h5 (DECODE),
+    .smlm, and the SMLM challenge's (--from or --to challenge). Picasso, SMAP and DECODE want --pixel-nm; in
+    theirs it is known already when they are read. Rows that the format cannot hold are left out and counted
+    on stderr; rows is what OUT has.
+
+    A designed phase mask (.mat, TIFF) into a calibration (.psf.h5), which needs the microscope and the relay
+    of the mask: --setup, or options of the same names. Of a mask's default heights the focus is the middle.
     """
     kind_in, kind_out = from_format or _format(source), to_format or _format(target)
     if kind_in in TABLES and kind_out in TABLES:
         run.outputs(target)
-        table = _read(source, kind_in, setup.given["pixel_nm"])
-        _write(target, kind_out, table, version=thunderstorm_version, overwrite=run.overwrite)
-        return Summary({"rows": len(table)}, f"{target}: {len(table)} rows")
+        rows = _table(
+            source,
+            target,
+            kinds=(kind_in, kind_out),
+            pixel_nm=setup.given["pixel_nm"],
+            version=thunderstorm_version,
+            overwrite=run.overwrite,
+        )
+        return Summary({"rows": rows}, f"{target}: {rows} rows")
     if (kind_in, kind_out) == ("mask", "calibration"):
         run.outputs(target)
         return _mask(run, source, target, z_nm=z_nm, blur_nm=blur_nm, setup=setup)
@@ -83,33 +82,33 @@ def command(
 
 
 def _format(path: Path) -> str:
+    if table := format_of(path):
+        return table
     for extension, name in EXTENSIONS.items():
         if path.name.lower().endswith(extension):
             return name
     return f"'{path.suffix or 'no extension'}'"
 
 
-def _read(path: Path, kind: str, pixel_nm: float | None) -> "pd.DataFrame":
-    if kind == "parquet":
-        from smlm_bridge.io.parquet import read_parquet
+def _table(
+    source: Path,
+    target: Path,
+    *,
+    kinds: tuple[str, str],
+    pixel_nm: float | None,
+    version: Literal["1.3", "dev"],
+    overwrite: bool,
+) -> int:
+    """Convert a table and return the number of rows written."""
+    from smlm_bridge.io import formats
 
-        return read_parquet(path)
-    from smlm_bridge.io.thunderstorm import read_table
+    table = formats.read(source, name=kinds[0], pixel_nm=pixel_nm)
+    if kinds[1] == "thunderstorm":
+        from smlm_bridge.io.thunderstorm import write_table
 
-    return read_table(path, pixel_nm=pixel_nm)
-
-
-def _write(
-    path: Path, kind: str, table: "pd.DataFrame", *, version: Literal["1.3", "dev"], overwrite: bool
-) -> None:
-    if kind == "parquet":
-        from smlm_bridge.io.parquet import write_parquet
-
-        write_parquet(path, table, overwrite=overwrite)
-        return
-    from smlm_bridge.io.thunderstorm import write_table
-
-    write_table(path, table, version=version, overwrite=overwrite)
+        write_table(target, table, version=version, overwrite=overwrite)
+        return len(table)
+    return formats.write(target, table, name=kinds[1], pixel_nm=pixel_nm, overwrite=overwrite)
 
 
 def _mask(

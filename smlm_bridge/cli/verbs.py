@@ -14,16 +14,21 @@ BUILT: Final = {
     "crlb": "Best possible precision of a calibration over z.",
     "simulate": "Frames with ground truth from a calibration.",
     "train": "Train a network for this microscope (.onnx).",
+    "detect": "Candidates of emitters in frames, as ThunderSTORM finds them.",
     "localize": "Frames to a ThunderSTORM table.",
     "evaluate": "Score a table against ground truth.",
     "rerender": "Re-render localizations and compare with the frames.",
+    "merge": "Merge the blinks of a molecule.",
+    "filter": "Keep the localizations that fulfil an expression.",
+    "render": "Draw a table as PNG or TIFF.",
+    "drift": "Estimate the drift of a table and take it out.",
     "convert": "Tables and masks into other formats.",
     "models": "List the shipped models.",
     "doctor": "Check this installation and say what to do.",
 }
 
 NOT_BUILT: Final = (
-    "detect", "coverage", "register", "join", "camera", "drift", "merge", "filter", "render", "quality",
+    "coverage", "register", "join", "camera", "quality",
     "track", "design", "export", "run", "worker", "fiji", "thunderstorm",
 )  # fmt: skip
 

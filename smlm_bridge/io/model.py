@@ -15,6 +15,7 @@ from smlm_bridge.model import Model, ModelInfo
 from smlm_bridge.networks.maps import MAP_NAMES
 
 _LARGEST_FILE = 512_000_000
+_NOWHERE = "/dev/null/external-data"
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ def load_model(path_or_name: Path | str, *, threads: int | None = None, device: 
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    # From bytes and with a folder that cannot exist: data outside the file are then nowhere to be found.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
     try:
-        # From bytes, not from the path: external data of a hostile file is then not looked for on the disk.
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=_providers(device))
     except MissingDependency:
         raise

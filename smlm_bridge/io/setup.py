@@ -267,7 +267,9 @@ def load_mask(spec: MaskSpec, optics: Optics) -> Pupil:
     """Read a designed phase mask into a pupil, on its own grid (no resampling).
 
     The grid is cut symmetrically to the smallest size of the same parity that covers the pupil, so its centre
-    stays the centre.
+    stays the centre. Mask files follow the published simulators (Nehme et al. 2020): the image is the forward
+    transform, kernel exp(-i k x). A ``Pupil`` is propagated with exp(+i k x), so the mask is turned by 180
+    degrees; a mask with a tilt towards +x displaces the image towards +x.
 
     Parameters
     ----------
@@ -297,7 +299,7 @@ def load_mask(spec: MaskSpec, optics: Optics) -> Pupil:
             f"{MAX_PHASE_RAD:g}. Is it in degrees or modulator levels? Multiply by pi/180 or 2 pi/levels."
         )
     diameter = spec.pupil_diameter_px(optics.numerical_aperture)
-    cut = _cut_to_pupil(phase, diameter, spec)
+    cut = np.ascontiguousarray(_cut_to_pupil(phase, diameter, spec)[::-1, ::-1])
     return Pupil(cut, np.ones_like(cut), pitch=2.0 / diameter)
 
 

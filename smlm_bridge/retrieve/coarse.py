@@ -25,7 +25,7 @@ from smlm_bridge.retrieve.objective import (
     minimise,
     misfit,
 )
-from smlm_bridge.retrieve.result import RetrieveOptions, stack_scores, without_gauge, zernike_coefficients
+from smlm_bridge.retrieve.result import RetrieveOptions, decompose, stack_scores
 from smlm_bridge.retrieve.start import (
     COARSE_SAMPLES,
     MaskFit,
@@ -228,8 +228,7 @@ def _smooth(
     """The alternative with few parameters: Zernike coefficients on top of ``base``."""
     power = model.power.double().numpy()
     phase = model.total_phase(pixelwise).double().numpy() - base
-    coefficients = zernike_coefficients(phase, power, model.gauge_terms())
-    amounts, _ = without_gauge(phase, power, model.gauge_terms())
+    amounts, coefficients = decompose(phase, power, model.gauge_terms())
     start = replace(
         pixelwise,
         phase=torch.as_tensor(base.copy(), dtype=torch.float32),

@@ -29,9 +29,8 @@ from smlm_bridge.retrieve.prepare import Problem, prepare
 from smlm_bridge.retrieve.result import (
     Retrieval,
     RetrieveOptions,
+    decompose,
     stack_scores,
-    without_gauge,
-    zernike_coefficients,
 )
 from smlm_bridge.retrieve.start import oriented, pupil_phase
 
@@ -182,7 +181,7 @@ def _finish(
         background,
         bead,
         focus,
-        zernike_coefficients(pupil.phase_rad, power, model.gauge_terms()),
+        decompose(pupil.phase_rad, power, model.gauge_terms())[1],
         found.twin,
         found.analysers,
         (*found.warnings, *_warnings(overall, defocus_nm, options)),
@@ -209,7 +208,7 @@ def _pupil(
     """
     phase = model.total_phase(p).detach().double().numpy()
     power, terms = model.power.double().numpy(), model.gauge_terms()
-    amounts, _ = without_gauge(phase if mask is None else phase - mask, power, terms)
+    amounts, _ = decompose(phase if mask is None else phase - mask, power, terms)
     if options.first_focus_nm is not None:
         amounts[2] = -model.focus_offset_nm(p).item()
     phase = phase - np.tensordot(amounts, terms, 1)

@@ -17,12 +17,12 @@ from torch import Tensor
 from smlm_bridge.retrieve.model import BeadModel, Parameters
 
 _SMOOTHING_PX = 5
-_SPREAD = ((3.0, 1 / 64), (6.0, 4 / 64))  # weight, and width in units of the sampled square
+_SPREAD_WEIGHT, _SPREAD_WIDTH = 3.0, 1 / 64  # width in units of the sampled square
 _ACTIVE_SET_PASSES = 2
 # Strength of the smoothness priors relative to a normalised misfit; amplitude is known better than phase.
 _PHASE_PRIOR = 1e-3
 _AMPLITUDE_PRIOR = 4e-3
-_AMPLITUDE_SIZE_PRIOR = 4e-5
+_AMPLITUDE_SIZE_PRIOR = 2e-3  # else amplitude hides where the phase is wrong
 
 
 @dataclass(frozen=True)
@@ -174,15 +174,12 @@ def _spread(samples: int) -> Tensor:
     """Fourier transfer that lets a step of one pupil sample pull its surroundings along.
 
     Smooth changes of the pupil are what the images ask for first; in these coordinates they are short steps,
-    and L-BFGS needs a third of the iterations. Positive everywhere, so no pupil is out of reach.
+    and L-BFGS needs fewer iterations. Positive everywhere, so no pupil is out of reach.
     """
     y = torch.fft.fftfreq(samples)[:, None] * samples
     x = torch.fft.rfftfreq(samples) * samples
     cycles = y.square() + x.square()
-    transfer = torch.ones_like(cycles)
-    for weight, width in _SPREAD:
-        transfer = transfer + weight * torch.exp(-2 * (math.pi * width) ** 2 * cycles)
-    return transfer
+    return 1 + _SPREAD_WEIGHT * torch.exp(-2 * (math.pi * _SPREAD_WIDTH) ** 2 * cycles)
 
 
 def minimise(

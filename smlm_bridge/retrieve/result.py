@@ -155,36 +155,31 @@ def stack_scores(
     return {"rrse": float(rrse), "mean_slice_correlation": float(correlation.mean())}
 
 
-def without_gauge(phase: FloatArray, power: FloatArray, terms: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Take bead position and focus out of a phase that may wrap.
+def decompose(phase: FloatArray, power: FloatArray, gauge: FloatArray) -> tuple[FloatArray, dict[int, float]]:
+    """Split a phase that may wrap into bead position, focus and Zernike coefficients.
+
+    Fitted together to the wrapped gradients, so that a tilt is what Noll's orthogonal polynomials call one: coma
+    keeps its own. Noll 4 is left out: it is 98 % the same as the high-NA defocus.
 
     Parameters
     ----------
     phase, power : (N, N)
         Phase in rad and the light in each sample.
-    terms : (T, N, N)
-        Phases to project out.
+    gauge : (T, N, N)
+        Phases that bead position and focus can take over (see ``model.BeadModel.gauge_terms``).
 
     Returns
     -------
-    The (T,) amounts found from the wrapped gradients, and the (N, N) phase without them.
-    """
-    amounts = _fit_gradients(phase, power, terms)
-    return amounts, phase - np.tensordot(amounts, terms, 1)
-
-
-def zernike_coefficients(phase: FloatArray, power: FloatArray, gauge: FloatArray) -> dict[int, float]:
-    """Noll coefficients of an (N, N) phase, fitted beside the phases ``gauge`` (tilts, high-NA defocus).
-
-    Noll 4 is left out: it is 98 % the same as the defocus.
+    The (T,) amounts of ``gauge``, and Noll index to coefficient.
     """
     n = phase.shape[0]
     axis = (np.arange(n) - (n - 1) / 2) * 2.0 / n
     x, y = np.broadcast_to(axis, (n, n)), np.broadcast_to(axis[:, None], (n, n))
     trusted = (power > 0) & (np.hypot(x, y) <= _TRUSTED_RADIUS)
-    terms = np.concatenate([zernike_basis(list(REPORTED_NOLL), x, y), gauge])
+    terms = np.concatenate([gauge, zernike_basis(list(REPORTED_NOLL), x, y)])
     amounts = _fit_gradients(phase, trusted.astype(np.float64), terms)
-    return {noll: float(c) for noll, c in zip(REPORTED_NOLL, amounts, strict=False)}
+    coefficients = zip(REPORTED_NOLL, amounts[len(gauge) :], strict=True)
+    return amounts[: len(gauge)], {noll: float(c) for noll, c in coefficients}
 
 
 def _fit_gradients(phase: FloatArray, power: FloatArray, terms: FloatArray) -> FloatArray:

@@ -20,7 +20,7 @@ from smlm_bridge.retrieve.objective import PIXELWISE, BeadData, minimise
 
 COARSE_SAMPLES = 64
 _FIELD_SHARE = 0.86  # of the period after which a sampled pupil repeats its image
-_ROUNDS = ((20, 4), (40, 2), (60, 1))  # iterations, survivors
+_ROUNDS = ((20, 4), (40, 2), (100, 1))  # iterations, survivors
 _MANY_STARTS = 8  # are told apart by every other slice
 _START_RAD = 0.75
 _RANDOM_RAD = 0.3
