@@ -132,7 +132,7 @@ def spec(file: Path, variable: str | None = None) -> MaskSpec:
     return MaskSpec(file, 24.0, 150.0, 100.0, variable)
 
 
-def test_a_mask_is_cut_to_the_pupil_and_keeps_centre_and_values(tmp_path: Path) -> None:
+def test_a_mask_is_cut_to_the_pupil_and_turned_about_its_centre(tmp_path: Path) -> None:
     phase = np.zeros((301, 401), np.float64)
     phase[150, 200] = 1.5  # the centre
     phase[140, 200] = -0.5  # ten samples up
@@ -141,7 +141,7 @@ def test_a_mask_is_cut_to_the_pupil_and_keeps_centre_and_values(tmp_path: Path) 
     pupil = load_mask(spec(path), optics())
     middle = (pupil.phase_rad.shape[0] - 1) // 2
     assert pupil.phase_rad[middle, middle] == 1.5
-    assert pupil.phase_rad[middle - 10, middle] == -0.5
+    assert pupil.phase_rad[middle + 10, middle] == -0.5  # its files are meant for the other sign of the transform
     assert pupil.sample_pitch == pytest.approx(2 / 181.269, rel=1e-5)
     assert pupil.rho_axis[-1] >= 1 > pupil.rho_axis[-2]
     assert (pupil.amplitude == 1).all()
@@ -202,3 +202,20 @@ def test_a_known_camera_keeps_what_is_not_said() -> None:
     known = Camera(offset=100.0, e_per_adu=0.45, read_noise_e=1.6)
     assert load_setup(None, {"offset": 90.0}, camera=known).camera == Camera(90.0, 0.45, 1.6)
     assert load_setup(None, camera=known).camera == known
+
+
+def test_a_tilt_of_the_mask_displaces_the_image_its_own_way(tmp_path: Path) -> None:
+    """A phase that rises towards +x moves the image towards +x, as in the published simulators."""
+    import torch
+
+    from smlm_bridge.psf.pupil_psf import PupilPSF
+
+    rise = 2.0 * np.arange(-150, 151) / 90.6  # about 2 rad over the radius of the pupil
+    path = tmp_path / "mask.tif"
+    tifffile.imwrite(path, np.tile(rise, (301, 1)))
+    microscope = optics()
+    images = PupilPSF.of(microscope, load_mask(spec(path), microscope)).images(
+        torch.tensor([[41 * microscope.pixel_nm / 2, 41 * microscope.pixel_nm / 2, 3940.0]]), (41, 41)
+    )
+    profile = images[0].sum(0).numpy()
+    assert (profile * np.arange(41)).sum() / profile.sum() > 20.5

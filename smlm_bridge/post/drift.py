@@ -31,6 +31,9 @@ DISAGREEMENT_NM: Final = 10.0
 _SEGMENT_FRAMES: Final = {"aim": 50, "rcc": 500}
 # Localizations: more add little, and a longer segment blurs the drift.
 _SEGMENT_WANTED: Final = {"aim": 1500, "rcc": 15_000}
+_SEGMENT_SMOOTHED: Final = (
+    1000  # localizations: segments that need not be long, so noise can be told from drift
+)
 _SEGMENT_LEAST: Final = 400  # fewer lose their track on filaments
 _LEAST_SEGMENTS: Final = 5
 _LEAST_SMOOTHED: Final = 5  # points that cross-validation needs
@@ -136,6 +139,7 @@ class _Rows:
     engine: str
     kernel_nm: float
     sigma_z_nm: float | None
+    smooth: bool
 
     def part(self, chosen: NDArray[np.bool_]) -> "_Rows":
         """Some of the localizations, in the same segments."""
@@ -248,13 +252,16 @@ def _rows(table: pd.DataFrame, engine: str, segment_frames: int | None) -> _Rows
     frame = table["frame"].to_numpy()
     names = [name for name in ("x_nm", "y_nm", "z_nm") if name in table]
     kernel = np.sqrt(2) * (_typical(table, "uncertainty_xy_nm") or 0.0)
+    edges = _edges(frame, segment_frames, engine)
+    dense = frame.size >= _SEGMENT_SMOOTHED * (edges.size - 1)
     return _Rows(
         frame,
         table[names].to_numpy(np.float64),
-        _edges(frame, segment_frames, engine),
+        edges,
         engine,
         float(np.clip(kernel, *_KERNEL_NM)),
         _typical(table, "uncertainty_z_nm"),
+        smooth=engine == "aim" and segment_frames is None and dense,
     )
 
 
@@ -306,7 +313,7 @@ def _curves(rows: _Rows, seed: int) -> _Curves:
     kept = ~lost & filled
     if kept.sum() < 2:
         return _Curves(np.zeros((frames.size, 2)), 1.0)
-    curves = _interpolate(middle[kept], drift[kept], frames)
+    curves = _interpolate(middle[kept], drift[kept], frames, smooth=rows.smooth)
     if rows.xyz_nm.shape[1] == 3:
         xyz = rows.xyz_nm.copy()
         xyz[:, :2] -= curves[rows.frame - frames[0]]
@@ -323,21 +330,23 @@ def _curves(rows: _Rows, seed: int) -> _Curves:
     return _Curves(curves, 1.0 - int(kept.sum()) / int(filled.sum()))
 
 
-def _interpolate(middle: FloatArray, drift: FloatArray, frames: NDArray[np.int64]) -> FloatArray:
-    """(F, axes): a spline through or, as far as cross-validation finds noise, near the segments.
+def _interpolate(
+    middle: FloatArray, drift: FloatArray, frames: NDArray[np.int64], *, smooth: bool = False
+) -> FloatArray:
+    """(F, axes): a cubic spline through the segments, straight before and after, zero in the first frame.
 
-    Straight before the first and after the last, zero in the first frame. Smoothing lets segments be short
-    where the drift is quick, without their noise where it is slow (Craven & Wahba 1979).
+    ``smooth`` lets it pass as far from them as cross-validation finds noise (Craven & Wahba 1979): right for
+    segments shorter than the drift's own time; coarser ones would lose drift with the noise.
     """
     unit = float(np.diff(middle).mean())
     knots, at = (middle - middle[0]) / unit, (frames - middle[0]) / unit
     inside = np.clip(at, 0.0, knots[-1])
     curve = np.empty((frames.size, drift.shape[1]))
     for axis, values in enumerate(drift.T):
-        if values.size < _LEAST_SMOOTHED or np.ptp(values) == 0:
-            spline = make_interp_spline(knots, values, k=min(3, values.size - 1))
-        else:
+        if smooth and values.size >= _LEAST_SMOOTHED and np.ptp(values) > 0:
             spline = make_smoothing_spline(knots, values)
+        else:
+            spline = make_interp_spline(knots, values, k=min(3, values.size - 1))
         slope = spline.derivative()(np.where(at < 0, 0.0, knots[-1]))
         curve[:, axis] = spline(inside) + slope * (at - inside)
     return np.asarray(curve - curve[0])
