@@ -115,6 +115,11 @@ class DetectOptions:
                 f"the threshold '{self.threshold}' has a value for each pixel, and a frame has one threshold. "
                 "Take a number of it: std(...), mean(...), max(...)."
             )
+        if self.formula.is_truth:
+            raise InputRejected(
+                f"the threshold '{self.threshold}' is true or false, and a threshold is a number of counts, for "
+                "example 2*std(Wave.F1)."
+            )
 
     @cached_property
     def formula(self) -> Expression:

@@ -241,7 +241,7 @@ def test_another_scale_has_its_own_padding() -> None:
         ("1.5*std(Wave.F1)", lambda i, f, f1: 1.5 * np.std(f1, ddof=1)),
         ("mean(I) / 10 + var(F) ^ 0.5", lambda i, f, f1: i.mean() / 10 + np.std(f, ddof=1)),
         ("median(abs(F - median(F))) / 0.6745", lambda i, f, f1: np.median(abs(f - np.median(f))) / 0.6745),
-        ("sum(I > 40) % 7", lambda i, f, f1: np.sum(i > 40) % 7),
+        ("sum(abs(I)) % 7", lambda i, f, f1: np.sum(abs(i)) % 7),
         ("(max(Wave.F2) - min(Wave.F)) / 4", lambda i, f, f1: np.ptp(f) / 4),
         ("std(DoG.I - Wave.I + F) * 2", lambda i, f, f1: 2 * np.std(f, ddof=1)),
     ],
@@ -263,6 +263,8 @@ def test_a_threshold_is_a_formula(threshold: str, value: object) -> None:
     [
         ("Wave.F1", "std"),
         ("I > mean(I)", "one threshold"),
+        ("mean(I) > 40", "number of counts"),
+        ("sum(I > 40)", "beside a comparison"),
         ("std(Wave.F3)", "Did you mean Wave.F"),
         ("", "expected"),
     ],

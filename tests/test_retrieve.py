@@ -18,6 +18,7 @@ from smlm_bridge.optics.pupil import Pupil  # noqa: E402
 from smlm_bridge.psf.pupil_psf import PupilPSF  # noqa: E402
 from smlm_bridge.retrieve import Retrieval, RetrieveOptions, retrieve  # noqa: E402
 from smlm_bridge.retrieve.checks import bead_centre, censoring_threshold, check_stack  # noqa: E402
+from smlm_bridge.retrieve.jitter import registered  # noqa: E402
 from smlm_bridge.retrieve.model import BeadModel, Parameters  # noqa: E402
 from smlm_bridge.retrieve.objective import BeadData, linear_fit, misfit, prior  # noqa: E402
 from smlm_bridge.retrieve.result import decompose, stack_scores  # noqa: E402
@@ -151,13 +152,27 @@ def test_photons_are_projected_out(threshold: float | None) -> None:
     photons = truth[:, None, None] * images + (7.0 if threshold is None else 0.0)
     if threshold is not None:
         photons = torch.where(photons < threshold, 0.0, photons)
-    data = BeadData(photons, torch.ones_like(photons), threshold, focus, travel)
+    data = BeadData(photons, torch.ones_like(photons), threshold, focus, travel, torch.zeros(2, 2))
     amounts, background = linear_fit(images, data)
     torch.testing.assert_close(amounts, truth, rtol=1e-4, atol=0.0)
     torch.testing.assert_close(
         background, torch.full((2,), 7.0 if threshold is None else 0.0), rtol=1e-3, atol=0.0
     )
     assert float(misfit(model, p, data)) < 1e-8
+
+
+@pytest.mark.parametrize("threshold", [None, 5.0])
+def test_jitter_is_found(threshold: float | None) -> None:
+    model, p = parameters()
+    focus, travel = torch.tensor([300.0, -200.0, 100.0]), torch.tensor([-1.0, 0.0, 1.0])
+    shift = torch.tensor([[12.0, -7.0], [-15.0, 4.0], [3.0, 3.0]])
+    photons = 3000.0 * model.images(p, focus, travel, shift)
+    if threshold is not None:
+        photons = torch.where(photons < threshold, 0.0, photons)
+    data = BeadData(photons, torch.ones_like(photons), threshold, focus, travel, torch.zeros(3, 2))
+    moved, got = registered(model, p, data)
+    torch.testing.assert_close(got.shift_nm, shift, rtol=0.0, atol=0.5)
+    torch.testing.assert_close(moved.position, p.position, rtol=0.0, atol=0.02)
 
 
 def test_prior_does_not_see_whole_turns() -> None:
@@ -213,8 +228,9 @@ def test_same_seed_same_answer_and_progress_ends() -> None:
         fit_slices=range(0, 6, 2),
     )
     stack = simulated()[::2, 7:28, 7:28]
-    first = retrieve(stack, OPTICS, options, on_step=lambda done, total: steps.append((done, total)))
-    second = retrieve(stack, OPTICS, options)
+    mask = Pupil.flat(48, TRUTH)
+    first = retrieve(stack, OPTICS, options, initial=mask, on_step=lambda *step: steps.append(step))
+    second = retrieve(stack, OPTICS, options, initial=mask)
     np.testing.assert_array_equal(first.model_stack, second.model_stack)
     assert steps[-1][0] == steps[-1][1]
     assert all(a[0] <= b[0] <= b[1] for a, b in pairwise(steps))
@@ -232,7 +248,9 @@ def test_model_stack_is_in_counts(found: Retrieval) -> None:
 def test_mask_is_laid_in_its_orientation_and_direction() -> None:
     stack = torch.tensor(simulated(seed=None))
     focus = torch.arange(PLANES) * STEP_NM + FIRST_NM
-    data = BeadData(stack, torch.ones_like(stack), None, focus, torch.linspace(-1, 1, PLANES))
+    data = BeadData(
+        stack, torch.ones_like(stack), None, focus, torch.linspace(-1, 1, PLANES), torch.zeros(PLANES, 2)
+    )
     model = BeadModel(OPTICS, 48, (SIZE, SIZE), bead_diameter_nm=DIAMETER_NM)
     mask = Pupil.flat(64, TRUTH)
     right = lay_mask(model, data, mask, centre_focus_nm=0.0)

@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,8 @@ from scipy.spatial import cKDTree
 
 from smlm_bridge.conventions import FIRST_FRAME_IN_FILES
 from smlm_bridge.errors import InputRejected
+from smlm_bridge.expression import Expression, parse
 from smlm_bridge.locs import SCHEMA, validate
-from smlm_bridge.post.expression import compute, parse
 
 #: ThunderSTORM's defaults of the density filter.
 DENSITY_RADIUS_NM: Final = 50.0
@@ -33,9 +33,9 @@ def by_expression(locs: pd.DataFrame, expression: str) -> pd.DataFrame:
     """Keep the rows for which a formula is true.
 
     Columns are named as in ThunderSTORM (``x``, ``intensity``, ``uncertainty_xy``) or as in ``locs.SCHEMA``
-    (``x_nm``, ``photons``); the grammar is that of ``smlm_bridge.post.expression``. ``frame`` counts from 1 in
-    a formula, so that one formula means the same here, on the command line and in ThunderSTORM. A value
-    that is NaN fulfils no comparison but ``!=``.
+    (``x_nm``, ``photons``); the grammar is that of ``smlm_bridge.expression``. ``frame`` counts from 1 in a
+    formula, so that one formula means the same here, on the command line and in ThunderSTORM. A value that is
+    NaN fulfils no comparison but ``!=``; ``mean`` and the like leave out what is not finite.
 
     Parameters
     ----------
@@ -50,15 +50,15 @@ def by_expression(locs: pd.DataFrame, expression: str) -> pd.DataFrame:
         If the formula cannot be read, names a column that the table lacks (the message names the nearest one),
         or gives numbers instead of true and false.
     """
-    tree = parse(expression)
+    formula = parse(expression, None)
     table = validate(locs)
-    keep = compute(tree, lambda name: _column(table, name))
-    if keep.dtype.kind != "b":
+    keep = _values(formula, table)
+    if not formula.is_truth:
         raise InputRejected(
             f"the expression '{expression}' gives numbers, not true and false; compare them, for example "
             "photons > 500."
         )
-    return _kept(table, np.broadcast_to(keep, len(table)))
+    return _kept(table, keep != 0)
 
 
 def by_density(
@@ -124,15 +124,16 @@ def without_duplicates(locs: pd.DataFrame, radius_nm: float | str) -> pd.DataFra
     if "uncertainty_xy_nm" not in table:
         raise InputRejected("duplicates are judged by uncertainty_xy_nm, a column this table does not have.")
     if isinstance(radius_nm, str):
-        radius = np.asarray(compute(parse(radius_nm), lambda name: _column(table, name)))
-        if radius.dtype.kind == "b":
+        formula = parse(radius_nm, None)
+        if formula.is_truth:
             raise InputRejected(
                 f"the radius '{radius_nm}' is a comparison; give a length, as uncertainty_xy."
             )
+        radius = _values(formula, table)
     else:
         _check_radius(radius_nm)
-        radius = np.asarray(radius_nm)
-    radius = np.nan_to_num(np.broadcast_to(radius, len(table)).astype(np.float64), posinf=0.0, neginf=0.0)
+        radius = np.full(len(table), radius_nm)
+    radius = np.nan_to_num(radius, posinf=0.0, neginf=0.0)
     largest = float(radius.max(initial=0.0))
     if largest <= 0:
         return table
@@ -186,8 +187,14 @@ def _kept(table: pd.DataFrame, keep: NDArray[np.bool_]) -> pd.DataFrame:
     return table[keep].reset_index(drop=True)
 
 
-def _column(table: pd.DataFrame, name: str) -> NDArray[Any]:
-    """The values of a column by any of its names."""
+def _values(formula: Expression, table: pd.DataFrame) -> NDArray[np.float64]:
+    """The formula's value in every row, (N,); 1 and 0 of a truth."""
+    columns = {name: _column(table, name) for name in sorted(formula.names)}
+    return np.broadcast_to(formula.evaluate(columns, axis=0, finite_only=True), len(table))
+
+
+def _column(table: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """The values of a column by any of its names; frames count from 1."""
     names = _names(table)
     folded = {known.casefold(): label for known, label in reversed(names.items())}
     label = names.get(name, folded.get(name.casefold()))
@@ -200,9 +207,7 @@ def _column(table: pd.DataFrame, name: str) -> NDArray[Any]:
     values = table[label].to_numpy()
     if values.dtype.kind not in "biuf":
         raise InputRejected(f"the column {label} holds text; expressions compute with numbers only.")
-    if label == "frame":
-        return values + FIRST_FRAME_IN_FILES
-    return values.astype(np.float64)
+    return values.astype(np.float64) + (FIRST_FRAME_IN_FILES if label == "frame" else 0)
 
 
 def _names(table: pd.DataFrame) -> dict[str, str]:

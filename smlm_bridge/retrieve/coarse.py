@@ -207,7 +207,7 @@ def _twin(
 
 def _scores(model: BeadModel, p: Parameters, data: BeadData) -> dict[str, float]:
     with torch.no_grad():
-        images = model.images(p, data.focus_nm, data.travel)
+        images = model.images(p, data.focus_nm, data.travel, data.shift_nm)
         photons, background = linear_fit(images, data)
         fitted = photons[:, None, None] * images + background[:, None, None]
     return stack_scores(

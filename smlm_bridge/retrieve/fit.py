@@ -15,6 +15,7 @@ from smlm_bridge.camera import Camera
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.pupil import Pupil
 from smlm_bridge.retrieve.coarse import Found, bead_model, coarse_iterations, coarse_stage
+from smlm_bridge.retrieve.jitter import all_images, registered
 from smlm_bridge.retrieve.model import BeadModel, Parameters
 from smlm_bridge.retrieve.objective import (
     PIXELWISE,
@@ -35,8 +36,7 @@ from smlm_bridge.retrieve.result import (
 from smlm_bridge.retrieve.start import oriented, pupil_phase
 
 _FINE_SLICES = 28  # more hardly change the pupil; the rest joins for the last iterations
-_POLISH_SHARE = 3
-_CHUNK_SLICES = 32
+_TURNS = (0.5, 0.5, 1 / 3)  # of the iterations; the jitter is found before each, every slice joins the last
 _POOR_CORRELATION = 0.9
 _FAR_FOCUS_NM = 1500.0
 
@@ -80,11 +80,12 @@ def retrieve(
     started = time.perf_counter()
     problem = prepare(stack_zyx, optics, options, camera=camera)
     plan = coarse_iterations(options, with_mask=initial is not None) + options.iterations
-    progress = _Progress(on_step, int(1.1 * (plan + options.iterations // _POLISH_SHARE)))
+    progress = _Progress(on_step, int(1.1 * (plan + options.iterations // 3)))
     data = problem.data.at(problem.fitted)
     found = coarse_stage(data, optics, options, initial=initial, on_evaluation=progress)
     model = bead_model(found.optics, options.pupil_samples, data, options)
-    parameters = _fine(model, data, found, options, progress)
+    parameters, registered_data = _fine(model, problem, found, options, progress)
+    problem = replace(problem, data=registered_data)
     result = _finish(stack_zyx, problem, found, model, parameters, options=options, initial=initial)
     progress.finish()
     return replace(result, seconds=time.perf_counter() - started)
@@ -107,15 +108,23 @@ class _Progress:
 
 
 def _fine(
-    model: BeadModel, data: BeadData, found: Found, options: RetrieveOptions, progress: _Progress
-) -> Parameters:
+    model: BeadModel, problem: Problem, found: Found, options: RetrieveOptions, progress: _Progress
+) -> tuple[Parameters, BeadData]:
+    """The final fit, in turns with the jitter of the stage; returns the data with the jitter found."""
     free = PIXELWISE if found.pixelwise else SMOOTH
-    start = found.parameters.resampled(options.pupil_samples)
-    every = math.ceil(len(data.photons) / _FINE_SLICES)
-    some = data.at(range(0, len(data.photons), every))
-    p, _ = minimise(model, start, some, free=free, iterations=options.iterations, on_evaluation=progress)
-    last = max(1, options.iterations // _POLISH_SHARE)
-    return minimise(model, p, data, free=free, iterations=last, on_evaluation=progress)[0]
+    p, data = found.parameters.resampled(options.pupil_samples), problem.data
+    every = math.ceil(len(problem.fitted) / _FINE_SLICES)
+    for share, step in zip(_TURNS, (every, every, 1), strict=True):
+        p, data = registered(model, p, data)
+        p, _ = minimise(
+            model,
+            p,
+            data.at(problem.fitted[::step]),
+            free=free,
+            iterations=max(1, round(share * options.iterations)),
+            on_evaluation=progress,
+        )
+    return registered(model, p, data)
 
 
 def _finish(
@@ -129,7 +138,7 @@ def _finish(
     initial: Pupil | None,
 ) -> Retrieval:
     data = problem.data
-    fractions = _all_images(model, p, data)
+    fractions = all_images(model, p, data)
     photons, background = (v.double().numpy() for v in linear_fit(fractions, data))
     light = np.broadcast_to(background[:, None, None], stack.shape).copy()
     dark = problem.camera.expected(light).mean((1, 2))
@@ -186,16 +195,9 @@ def _finish(
         found.analysers,
         (*found.warnings, *_warnings(overall, defocus_nm, options)),
         model_stack - stack.astype(np.float32),
-        0.0,
+        seconds=0.0,
+        shift_nm=data.shift_nm.double().numpy(),
     )
-
-
-def _all_images(model: BeadModel, p: Parameters, data: BeadData) -> torch.Tensor:
-    with torch.no_grad():
-        parts = zip(
-            torch.split(data.focus_nm, _CHUNK_SLICES), torch.split(data.travel, _CHUNK_SLICES), strict=True
-        )
-        return torch.cat([model.images(p, focus, travel) for focus, travel in parts])
 
 
 def _pupil(

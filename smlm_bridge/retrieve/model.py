@@ -166,11 +166,15 @@ class BeadModel:
         """(1,) offset of the focus."""
         return p.focus * _FOCUS_SCALE_NM
 
-    def images(self, p: Parameters, focus_nm: Tensor, travel: Tensor) -> Tensor:
-        """(E, H, W) fraction of the bead's light in every pixel, for focus positions (E,)."""
+    def images(
+        self, p: Parameters, focus_nm: Tensor, travel: Tensor, shift_nm: Tensor | None = None
+    ) -> Tensor:
+        """(E, H, W) fraction of the bead's light in every pixel; focus (E,), x, y shifts (E, 2)."""
         log_amplitude = self.total_log_amplitude(p)
         power = (self._base_power * torch.exp(2 * log_amplitude)).sum()
         xy = self.position_nm(p, travel)
+        if shift_nm is not None:
+            xy = xy + shift_nm
         focus = focus_nm + self.focus_offset_nm(p)
         ramp_y = self.k_axis[:, None] * xy[:, 1]  # (N, E)
         ramp_x = self.k_axis[:, None] * xy[:, 0]

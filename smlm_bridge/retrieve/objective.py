@@ -39,6 +39,8 @@ class BeadData:
         Smallest value that was kept in a thresholded stack, whose zeros are censored; None otherwise.
     focus_nm, travel : (E,)
         Nominal focus of each slice, and the same on -1 to 1.
+    shift_nm : (E, 2)
+        Known x, y jitter of the stage.
     """
 
     photons: Tensor
@@ -46,11 +48,19 @@ class BeadData:
     threshold: float | None
     focus_nm: Tensor
     travel: Tensor
+    shift_nm: Tensor
 
     def at(self, indices: Sequence[int]) -> "BeadData":
         """Only these slices."""
         i = list(indices)
-        return BeadData(self.photons[i], self.weights[i], self.threshold, self.focus_nm[i], self.travel[i])
+        return BeadData(
+            self.photons[i],
+            self.weights[i],
+            self.threshold,
+            self.focus_nm[i],
+            self.travel[i],
+            self.shift_nm[i],
+        )
 
     def cropped(self, size: int) -> "BeadData":
         """The central ``size`` pixels or fewer; an odd number is taken off nowhere, so the centre stays."""
@@ -132,7 +142,7 @@ def residuals(images: Tensor, data: BeadData) -> Tensor:
 
 def misfit(model: BeadModel, p: Parameters, data: BeadData) -> Tensor:
     """Weighted squared residuals relative to the weighted data: 0 is perfect, 1 is no model at all."""
-    r = residuals(model.images(p, data.focus_nm, data.travel), data)
+    r = residuals(model.images(p, data.focus_nm, data.travel, data.shift_nm), data)
     return (data.weights * r.square()).sum() / data.scale
 
 

@@ -65,7 +65,13 @@ def prepare(
     read = torch.as_tensor(np.asarray(local.read_noise_e, dtype=np.float32) / local.em_gain).square()
     variance = variance_from_data(photons, read_variance=read, relative_floor=_FAINT_FLOOR)
     travel, focus = _scan(len(stack), options)
-    return Problem(BeadData(photons, 1 / variance, least, focus, travel), window, fitted, used, threshold)
+    return Problem(
+        BeadData(photons, 1 / variance, least, focus, travel, torch.zeros(len(stack), 2)),
+        window,
+        fitted,
+        used,
+        threshold,
+    )
 
 
 def _scan(count: int, options: RetrieveOptions) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,7 @@
 """What retrieval is asked and what it answers; scores of a model stack; the phase without its free gauge."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,8 @@ class Retrieval:
         Model minus data.
     seconds
         Time taken.
+    shift_nm : (Z, 2)
+        x, y jitter of every slice, also of those not fitted, like their photons.
     """
 
     calibration: Calibration
@@ -134,6 +136,7 @@ class Retrieval:
     warnings: tuple[str, ...]
     residual: NDArray[np.float32]
     seconds: float
+    shift_nm: FloatArray = field(default_factory=lambda: np.zeros((0, 2)))
 
 
 def stack_scores(
