@@ -109,8 +109,9 @@ def card(name: str, written: Path, data: Path) -> str:
         table = score(load_model(name, threads=1), name, data / "simulated", published)
         text += (
             "\n## Scores on the published simulator's frames\n\n"
-            "Printed by `python benchmarks/score_simulated.py`; 'theirs' is the published network, over all frames of "
-            "each set, ours over the first half. Jaccard in %, RMSE in nm over pairs within 150 nm.\n\n```text\n"
+            "Printed by `python benchmarks/score_simulated.py`; 'theirs' is the published network, over all "
+            "frames of each set, ours over the first half. Jaccard in %, RMSE in nm over pairs within 150 nm."
+            "\n\n```text\n"
             + table.drop(columns="CPU s/frame").to_string(index=False, float_format="%.1f")
             + "\n```\n"
         )

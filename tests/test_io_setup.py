@@ -141,7 +141,7 @@ def test_a_mask_is_cut_to_the_pupil_and_turned_about_its_centre(tmp_path: Path) 
     pupil = load_mask(spec(path), optics())
     middle = (pupil.phase_rad.shape[0] - 1) // 2
     assert pupil.phase_rad[middle, middle] == 1.5
-    assert pupil.phase_rad[middle + 10, middle] == -0.5  # its files are meant for the other sign of the transform
+    assert pupil.phase_rad[middle + 10, middle] == -0.5  # turned: ten samples down
     assert pupil.sample_pitch == pytest.approx(2 / 181.269, rel=1e-5)
     assert pupil.rho_axis[-1] >= 1 > pupil.rho_axis[-2]
     assert (pupil.amplitude == 1).all()
