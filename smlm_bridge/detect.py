@@ -7,7 +7,7 @@ B-spline wavelet transform, local maxima above the standard deviation of the fir
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,8 +24,9 @@ from smlm_bridge.bandpass import (
 )
 from smlm_bridge.camera import Camera
 from smlm_bridge.conventions import pixel_centre_nm
-from smlm_bridge.errors import InputRejected, MissingDependency, SmlmError
+from smlm_bridge.errors import InputRejected
 from smlm_bridge.expression import Expression, parse
+from smlm_bridge.frames import Block, Frames, Work, in_blocks
 
 Floats = NDArray[np.float64]
 
@@ -35,34 +36,6 @@ DOG_VARIABLES: Final = ("DoG.I", "DoG.F", "DoG.G1", "DoG.G2")
 #: What a threshold may use.
 VARIABLES: Final = ("I", "F", *WAVELET_VARIABLES, *DOG_VARIABLES)
 CACHED_PIXELS: Final = 150_000  # filtered at once: a few images of so many pixels stay in a processor's cache
-
-
-class Frames(Protocol):
-    """A movie that is read in blocks; ``io.images`` has the implementation for files."""
-
-    @property
-    def n_frames(self) -> int:
-        """Number of frames."""
-        ...
-
-    @property
-    def first_frame(self) -> int:
-        """Index (from 0) of the first frame within the whole input movie."""
-        ...
-
-    @property
-    def x0(self) -> int:
-        """First column within the whole input movie."""
-        ...
-
-    @property
-    def y0(self) -> int:
-        """First row within the whole input movie."""
-        ...
-
-    def read(self, start: int, stop: int) -> NDArray[np.generic]:
-        """(stop - start, C, H, W) counts."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -127,16 +100,6 @@ class DetectOptions:
         return parse(self.threshold, VARIABLES)
 
 
-@dataclass(frozen=True)
-class Detected:
-    """The result for one block of frames; ``failed`` maps a frame (index within the movie) to the reason."""
-
-    first: int
-    stop: int
-    table: pd.DataFrame
-    failed: dict[int, str]
-
-
 def detect_frames(
     counts: NDArray[np.generic],
     options: DetectOptions = DetectOptions(),
@@ -195,7 +158,7 @@ def detect(
     pixel_nm: float,
     camera: Camera | None = None,
     on_step: Callable[[int, int], None] | None = None,
-) -> Iterator[Detected]:
+) -> Iterator[Block]:
     """Detect candidates in every frame of a movie of one channel, block by block, in order.
 
     Parameters
@@ -209,7 +172,7 @@ def detect(
 
     Yields
     ------
-    Detected
+    Block
         ``frame``, ``row``, ``column``, ``x_nm`` and ``y_nm`` refer to the whole input movie. A frame that
         cannot be read or has no threshold is reported in ``failed``; the rest goes on.
 
@@ -219,18 +182,15 @@ def detect(
         If no frame can be worked on: several channels, no pixel size, a camera's map of another size.
     """
     _check_pixel(pixel_nm)
-    camera = camera or Camera()
-    done = 0
-    block = 1
-    while done < source.n_frames:
-        stop = min(source.n_frames, done + block)
-        result, pixels = _block(source, done, stop, options, pixel_nm, camera)
-        if pixels:
-            block = max(1, options.block_pixels // pixels)
-        yield result
-        done = stop
-        if on_step is not None:
-            on_step(done, source.n_frames)
+    known = camera or Camera()
+    work = Work(
+        find=lambda counts: detect_frames(counts[:, 0], options, pixel_nm=pixel_nm, camera=known),
+        empty=_table(np.zeros((4, 0)), pixel_nm),
+        check=lambda counts: _check(counts, known),
+        pixel_nm=pixel_nm,
+        block_pixels=options.block_pixels,
+    )
+    yield from in_blocks(source, work, on_step=on_step)
 
 
 def crop_boxes(
@@ -306,50 +266,14 @@ def _check_pixel(pixel_nm: float) -> None:
         raise InputRejected(f"pixel_nm {pixel_nm:g} must be above 0 nm.")
 
 
-def _block(
-    source: Frames, start: int, stop: int, options: DetectOptions, pixel_nm: float, camera: Camera
-) -> tuple[Detected, int]:
-    """Detect in frames start to stop, and say how many pixels a frame has (0 if not known)."""
-    try:
-        counts = source.read(start, stop)
-    except MissingDependency:
-        raise
-    except (SmlmError, OSError, ValueError) as error:
-        return _one_by_one(error, source, start, stop, options, pixel_nm, camera)
+def _check(counts: NDArray[np.generic], camera: Camera) -> None:
+    """Refuse what would fail in every frame."""
     if counts.ndim != 4 or counts.shape[1] != 1:
         raise InputRejected(
             f"detection takes one channel, the frames have the shape {counts.shape[1:]} (channel, row, "
             "column). Give one channel."
         )
-    camera.to_photons(counts[:0])  # what would fail in every frame is refused
-    try:
-        table = detect_frames(counts[:, 0], options, pixel_nm=pixel_nm, camera=camera)
-    except InputRejected as error:
-        return _one_by_one(error, source, start, stop, options, pixel_nm, camera)
-    table["frame"] += source.first_frame + start
-    for pixel, position, first in (("row", "y_nm", source.y0), ("column", "x_nm", source.x0)):
-        table[pixel] += first
-        table[position] += first * pixel_nm
-    return Detected(start, stop, table, {}), counts.shape[-2] * counts.shape[-1]
-
-
-def _one_by_one(
-    error: Exception,
-    source: Frames,
-    start: int,
-    stop: int,
-    options: DetectOptions,
-    pixel_nm: float,
-    camera: Camera,
-) -> tuple[Detected, int]:
-    """What is left of a block that failed with ``error``: each frame alone, the bad ones reported."""
-    if stop - start == 1:
-        reason = {source.first_frame + start: str(error)}
-        return Detected(start, stop, _table(np.zeros((4, 0)), pixel_nm), reason), 0
-    parts = [_block(source, i, i + 1, options, pixel_nm, camera) for i in range(start, stop)]
-    merged = pd.concat([part.table for part, _ in parts], ignore_index=True)
-    failed = {frame: reason for part, _ in parts for frame, reason in part.failed.items()}
-    return Detected(start, stop, merged, failed), max(pixels for _, pixels in parts)
+    camera.to_photons(counts[:0])
 
 
 def _table(found: Floats, pixel_nm: float) -> pd.DataFrame:

@@ -3,47 +3,19 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from smlm_bridge.camera import Camera
-from smlm_bridge.errors import InputRejected, MissingDependency, SmlmError
+from smlm_bridge.errors import InputRejected
+from smlm_bridge.frames import Block, Frames, Work, in_blocks
 from smlm_bridge.model import Model
 from smlm_bridge.networks.decode import decode
 from smlm_bridge.networks.maps import MAP_NAMES
 
 _LOG = logging.getLogger(__name__)
-
-
-class Frames(Protocol):
-    """A movie that is read in blocks; ``io.images`` has the implementation for files."""
-
-    @property
-    def n_frames(self) -> int:
-        """Number of frames."""
-        ...
-
-    @property
-    def first_frame(self) -> int:
-        """Index (from 0) of the first frame within the whole input movie."""
-        ...
-
-    @property
-    def x0(self) -> int:
-        """First column within the whole input movie."""
-        ...
-
-    @property
-    def y0(self) -> int:
-        """First row within the whole input movie."""
-        ...
-
-    def read(self, start: int, stop: int) -> NDArray[np.generic]:
-        """(stop - start, C, H, W) counts."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -75,16 +47,6 @@ class LocalizeOptions:
             )
 
 
-@dataclass(frozen=True)
-class Localized:
-    """The result for one block of frames; ``failed`` maps a frame (index within the movie) to the reason."""
-
-    first: int
-    stop: int
-    table: pd.DataFrame
-    failed: dict[int, str]
-
-
 def localize(
     source: Frames,
     model: Model,
@@ -92,7 +54,7 @@ def localize(
     camera: Camera | None = None,
     options: LocalizeOptions = LocalizeOptions(),
     on_step: Callable[[int, int], None] | None = None,
-) -> Iterator[Localized]:
+) -> Iterator[Block]:
     """Localize every frame of a movie, block by block, in order.
 
     Parameters
@@ -108,7 +70,7 @@ def localize(
 
     Yields
     ------
-    Localized
+    Block
         A frame that cannot be read or is not finite is reported in ``failed``; the rest goes on.
 
     Raises
@@ -116,18 +78,15 @@ def localize(
     InputRejected
         If no frame can be localized: the model takes other channels, or a map of the camera has another size.
     """
-    camera = camera if camera is not None else model.info.calibration.camera
-    done = 0
-    block = 1
-    while done < source.n_frames:
-        stop = min(source.n_frames, done + block)
-        result, pixels = _block(source, done, stop, model, camera, options)
-        if pixels:
-            block = max(1, options.block_pixels // pixels)
-        yield result
-        done = stop
-        if on_step is not None:
-            on_step(done, source.n_frames)
+    known = camera if camera is not None else model.info.calibration.camera
+    work = Work(
+        find=lambda counts: localize_frames(counts, model, camera=known, options=options),
+        empty=_table({name: np.zeros(0) for name in (*MAP_NAMES, "image", "x_nm", "y_nm")}),
+        check=lambda counts: _check(counts, model, known),
+        pixel_nm=model.info.calibration.optics.pixel_nm,
+        block_pixels=options.block_pixels,
+    )
+    yield from in_blocks(source, work, on_step=on_step)
 
 
 def localize_frames(
@@ -199,51 +158,6 @@ def _spans(length: int, core: int, halo: int) -> list[_Span]:
     return spans
 
 
-def _block(
-    source: Frames, start: int, stop: int, model: Model, camera: Camera, options: LocalizeOptions
-) -> tuple[Localized, int]:
-    """Localize frames start to stop, and say how many pixels a frame has (0 if not known)."""
-    first = source.first_frame
-    try:
-        counts = source.read(start, stop)
-    except MissingDependency:
-        raise
-    except (SmlmError, OSError, ValueError) as error:
-        return _one_by_one(error, source, start, stop, model, camera, options)
-    _check(counts, model, camera)
-    try:
-        table = localize_frames(counts, model, camera=camera, options=options)
-    except InputRejected as error:
-        return _one_by_one(error, source, start, stop, model, camera, options)
-    pixel_nm = model.info.calibration.optics.pixel_nm
-    table["frame"] += first + start
-    table["x_nm"] += source.x0 * pixel_nm
-    table["y_nm"] += source.y0 * pixel_nm
-    return Localized(start, stop, table, {}), counts.shape[-2] * counts.shape[-1]
-
-
-def _one_by_one(
-    error: Exception,
-    source: Frames,
-    start: int,
-    stop: int,
-    model: Model,
-    camera: Camera,
-    options: LocalizeOptions,
-) -> tuple[Localized, int]:
-    """What is left of a block that failed with ``error``: each frame alone, the bad ones reported."""
-    if stop - start == 1:
-        frame = source.first_frame + start
-        _LOG.warning("frame %d: %s", frame + 1, error)
-        return Localized(start, stop, _table(None), {frame: str(error)}), 0
-    parts = [_block(source, i, i + 1, model, camera, options) for i in range(start, stop)]
-    tables = [part.table for part, _ in parts]
-    failed = {frame: reason for part, _ in parts for frame, reason in part.failed.items()}
-    filled = [table for table in tables if len(table)] or tables[:1]
-    merged = pd.concat(filled, ignore_index=True)
-    return Localized(start, stop, merged, failed), max(pixels for _, pixels in parts)
-
-
 def _check(counts: NDArray[np.generic], model: Model, camera: Camera) -> None:
     """Refuse what would fail in every frame."""
     if counts.shape[1] != model.info.channels:
@@ -254,10 +168,8 @@ def _check(counts: NDArray[np.generic], model: Model, camera: Camera) -> None:
     camera.to_photons(counts[:0])
 
 
-def _table(found: dict[str, NDArray[np.float64]] | None) -> pd.DataFrame:
+def _table(found: dict[str, NDArray[np.float64]]) -> pd.DataFrame:
     """The decoder's arrays under the names of ``locs.SCHEMA``."""
-    if found is None:
-        found = {name: np.zeros(0) for name in (*MAP_NAMES, "image", "x_nm", "y_nm")}
     lateral = np.sqrt((found["sigma_x_nm"] ** 2 + found["sigma_y_nm"] ** 2) / 2)
     return pd.DataFrame(
         {

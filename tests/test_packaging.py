@@ -37,7 +37,9 @@ def test_every_package_is_listed(project: dict[str, Any]) -> None:
     listed = project["tool"]["setuptools"]["packages"]
     found = [file.parent for file in (ROOT / "smlm_bridge").rglob("__init__.py")]
     names = [".".join(folder.relative_to(ROOT).parts) for folder in found]
-    models = [f"smlm_bridge.models.{folder.name}" for folder in (ROOT / "models").iterdir() if folder.is_dir()]
+    models = [
+        f"smlm_bridge.models.{folder.name}" for folder in (ROOT / "models").iterdir() if folder.is_dir()
+    ]
     assert sorted(listed) == sorted([*names, "smlm_bridge.models", *models])
 
 

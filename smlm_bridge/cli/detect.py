@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from smlm_bridge.detect import Detected
+    from smlm_bridge.frames import Block
     from smlm_bridge.io.images import FrameSource
 
 DETECTOR = Literal["wavelet", "dog", "thunderstorm"]
@@ -141,7 +141,7 @@ def _check(source: "FrameSource") -> None:
         )
 
 
-def _collect(blocks: "Iterable[Detected]", source: "FrameSource") -> "tuple[pd.DataFrame, dict[int, str]]":
+def _collect(blocks: "Iterable[Block]", source: "FrameSource") -> "tuple[pd.DataFrame, dict[int, str]]":
     """One table of all blocks, and the frames that failed (from 0) with the reason."""
     import pandas as pd
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from smlm_bridge.camera import Camera
+    from smlm_bridge.frames import Block
     from smlm_bridge.io.images import FrameSource
-    from smlm_bridge.localize import Localized
     from smlm_bridge.model import Model
 
 PIXEL_TOLERANCE = 0.02
@@ -121,7 +121,7 @@ class _Result:
     first_frame: "NDArray[Any] | None"
 
 
-def _collect(blocks: "Iterable[Localized]", source: "FrameSource") -> _Result:
+def _collect(blocks: "Iterable[Block]", source: "FrameSource") -> _Result:
     import pandas as pd
 
     tables: list[pd.DataFrame] = []
