@@ -37,7 +37,7 @@ from smlm_bridge.retrieve.start import (
     window_limit_px,
 )
 
-_ANALYSER_ITERATIONS = 40
+_ANALYSER_ITERATIONS = 100  # the start was found behind one of them, which must not decide
 _TWIN_ITERATIONS = 40
 _SMOOTH_ITERATIONS = 60
 _CLEARLY_BETTER = 0.05
@@ -162,7 +162,11 @@ def _choose_analyser(
     options: RetrieveOptions,
     on_evaluation: Callable[[], None],
 ) -> tuple[Optics, Parameters, dict[str, float]]:
-    """Fit on from the same pupil behind every candidate and keep the likeliest."""
+    """Fit on from the same phase behind every candidate and keep the likeliest.
+
+    The amplitude starts anew: it has taken on what the analyser of the search could not explain.
+    """
+    start = replace(start, log_amplitude=torch.zeros_like(start.log_amplitude))
     best, scores = (math.inf, optics, start), {}
     for angle in options.analysers_deg if optics.model == "vectorial" else ():
         candidate = replace(optics, analyser_deg=angle)
