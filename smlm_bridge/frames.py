@@ -1,7 +1,8 @@
 """A movie read in blocks, and work done on it block by block: what ``detect`` and ``localize`` share."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from smlm_bridge.errors import InputRejected, MissingDependency, SmlmError
 _LOG = logging.getLogger(__name__)
 
 Counts = NDArray[np.generic]
+Read = Callable[[int, int], Counts]
 
 
 class Frames(Protocol):
@@ -81,42 +83,76 @@ class Work:
 
 
 def in_blocks(
-    source: Frames, work: Work, *, on_step: Callable[[int, int], None] | None = None
+    source: Frames,
+    work: Work,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Iterator[Block]:
     """Work through a movie in order; positions and frames of the tables refer to the whole input movie.
 
-    A frame that cannot be read or worked on is reported in ``failed``; the rest goes on.
+    The next frames are read while these are worked on. A frame that cannot be read or worked on is reported
+    in ``failed``; the rest goes on.
+
+    Parameters
+    ----------
+    source, work
+        The movie, and what is done with its frames.
+    start, stop
+        Frames of the source (from 0, end excluded); None means to its end.
+    on_step
+        Called with (frames done, frames in all).
 
     Raises
     ------
     InputRejected
         If ``work.check`` refuses.
     """
-    done, count = 0, 1
-    while done < source.n_frames:
-        stop = min(source.n_frames, done + count)
-        block, pixels = _block(source, done, stop, work)
-        if pixels:
-            count = max(1, work.block_pixels // pixels)
-        yield block
-        done = stop
-        if on_step is not None:
-            on_step(done, source.n_frames)
+    end = source.n_frames if stop is None else stop
+    first, last = start, min(start + 1, end)
+    # All reading ahead happens in one thread, and none while a frame is read again: a source is read by one.
+    with ThreadPoolExecutor(1, thread_name_prefix="reader") as reader:
+        ahead = reader.submit(source.read, first, last)
+        while first < end:
+            failure: Exception | None = None
+            try:
+                counts = ahead.result()
+            except MissingDependency:
+                raise
+            except (SmlmError, OSError, ValueError) as error:
+                failure, count = error, last - first
+            else:
+                count = max(1, work.block_pixels // max(1, counts.shape[-2] * counts.shape[-1]))
+            following = min(end, last + count)
+            if failure is not None:
+                block = _one_by_one(failure, source.read, source, (first, last), work)
+            if last < end:
+                ahead = reader.submit(source.read, last, following)
+            if failure is None:
+                block = _worked(counts, source, (first, last), work)
+            yield block
+            first, last = last, following
+            if on_step is not None:
+                on_step(first - start, end - start)
 
 
-def _block(source: Frames, start: int, stop: int, work: Work) -> tuple[Block, int]:
-    """Frames start to stop, and how many pixels a frame has (0 if not known)."""
-    try:
-        counts = source.read(start, stop)
-    except MissingDependency:
-        raise
-    except (SmlmError, OSError, ValueError) as error:
-        return _one_by_one(error, source, start, stop, work)
+def whole_block(blocks: Iterable[Block], work: Work) -> Block:
+    """The blocks of one stretch of frames, in order, as one block."""
+    parts = list(blocks)
+    tables = [part.table for part in parts if len(part.table)] or [work.empty]
+    failed = {frame: reason for part in parts for frame, reason in part.failed.items()}
+    return Block(parts[0].first, parts[-1].stop, pd.concat(tables, ignore_index=True), failed)
+
+
+def _worked(counts: Counts, source: Frames, span: tuple[int, int], work: Work) -> Block:
+    """The result for frames that were read; the bad ones of them reported."""
+    start, stop = span
     work.check(counts)
     try:
         table = work.find(counts)
     except InputRejected as error:
-        return _one_by_one(error, source, start, stop, work)
+        return _one_by_one(error, lambda i, j: counts[i - start : j - start], source, span, work)
     offsets = {
         "frame": source.first_frame + start,
         "x_nm": source.x0 * work.pixel_nm,
@@ -126,17 +162,22 @@ def _block(source: Frames, start: int, stop: int, work: Work) -> tuple[Block, in
     }
     for column in offsets.keys() & set(table.columns):
         table[column] += offsets[column]
-    return Block(start, stop, table, {}), counts.shape[-2] * counts.shape[-1]
+    return Block(start, stop, table, {})
 
 
-def _one_by_one(error: Exception, source: Frames, start: int, stop: int, work: Work) -> tuple[Block, int]:
+def _one_by_one(error: Exception, read: Read, source: Frames, span: tuple[int, int], work: Work) -> Block:
     """What is left of a block that failed with ``error``: each frame alone, the bad ones reported."""
+    start, stop = span
     if stop - start == 1:
         frame = source.first_frame + start
         _LOG.warning("frame %d: %s", frame + 1, error)
-        return Block(start, stop, work.empty.copy(), {frame: str(error)}), 0
-    parts = [_block(source, i, i + 1, work) for i in range(start, stop)]
-    failed = {frame: reason for part, _ in parts for frame, reason in part.failed.items()}
-    tables = [part.table for part, _ in parts if len(part.table)] or [work.empty]
-    merged = pd.concat(tables, ignore_index=True)
-    return Block(start, stop, merged, failed), max(pixels for _, pixels in parts)
+        return Block(start, stop, work.empty.copy(), {frame: str(error)})
+    parts = []
+    for i in range(start, stop):
+        try:
+            counts = read(i, i + 1)
+        except (SmlmError, OSError, ValueError) as reason:
+            parts.append(_one_by_one(reason, read, source, (i, i + 1), work))
+        else:
+            parts.append(_worked(counts, source, (i, i + 1), work))
+    return whole_block(parts, work)

@@ -78,15 +78,21 @@ def localize(
     InputRejected
         If no frame can be localized: the model takes other channels, or a map of the camera has another size.
     """
+    yield from in_blocks(source, localize_work(model, camera=camera, options=options), on_step=on_step)
+
+
+def localize_work(
+    model: Model, *, camera: Camera | None = None, options: LocalizeOptions = LocalizeOptions()
+) -> Work:
+    """What is done with the frames of a movie to localize its emitters with a network; see ``localize``."""
     known = camera if camera is not None else model.info.calibration.camera
-    work = Work(
+    return Work(
         find=lambda counts: localize_frames(counts, model, camera=known, options=options),
         empty=_table({name: np.zeros(0) for name in (*MAP_NAMES, "image", "x_nm", "y_nm")}),
         check=lambda counts: _check(counts, model, known),
         pixel_nm=model.info.calibration.optics.pixel_nm,
         block_pixels=options.block_pixels,
     )
-    yield from in_blocks(source, work, on_step=on_step)
 
 
 def localize_frames(

@@ -150,6 +150,17 @@ def open_frames(
     return FrameSource(movies, span, _check_roi(movies[0], roi))
 
 
+def movie_files(paths: Sequence[str | Path]) -> list[Path]:
+    """The files of folders and patterns, each a movie of its own, in natural order.
+
+    Raises
+    ------
+    InputRejected
+        If nothing is found.
+    """
+    return list(dict.fromkeys(path.resolve() for path in _files(paths)))
+
+
 def _files(paths: Sequence[str | Path]) -> list[Path]:
     """The files that the given files, folders and patterns stand for."""
     found: list[Path] = []

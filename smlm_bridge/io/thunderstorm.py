@@ -127,6 +127,24 @@ def write_protocol(path: str | Path, mapping: Mapping[str, Any], *, overwrite: b
     return target
 
 
+def read_protocol(path: str | Path) -> dict[str, Any]:
+    """The protocol beside the table ``path``, as ``write_protocol`` wrote it.
+
+    Raises
+    ------
+    InputRejected
+        If there is none, or it is no JSON object.
+    """
+    source = Path(path).with_suffix(".protocol.json")
+    try:
+        found = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputRejected(f"the protocol {source} of the table cannot be read ({error}).") from error
+    if not isinstance(found, dict):
+        raise InputRejected(f"the protocol {source} is not a JSON object.")
+    return found
+
+
 def _plain(value: object) -> object:
     """Numpy's numbers and arrays, and paths, as JSON knows them."""
     if isinstance(value, np.ndarray | np.generic):

@@ -1,0 +1,1 @@
+"""Movies and folders through one or many processes: recipes that travel, engines that run them, parts kept."""
