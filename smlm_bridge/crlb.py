@@ -1,12 +1,13 @@
 """The Cramér-Rao bound: the best precision that any unbiased estimator can reach with a PSF and a camera.
 
 I_ab = sum over pixels of d_a mu d_b mu / v(mu), with v the variance of the camera's photo-electrons (Poisson;
-Huang et al. 2013 for read noise; the excess factor for EMCCDs). Always all five parameters x, y, z, photons
-and background, because fixing a nuisance parameter makes the bound too good.
+Huang et al. 2013 for read noise; the excess factor for EMCCDs). Always x, y, z, photons and background together,
+because fixing a nuisance parameter makes the bound too good; further parameters at will.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -15,16 +16,73 @@ from torch import Tensor
 
 from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected
-from smlm_bridge.psf.protocol import PSF
+from smlm_bridge.psf.protocol import PSF, AnalyticPSF
 
 PARAMETERS = ("x_nm", "y_nm", "z_nm", "photons", "background")
 _SINGULAR = 1e-10  # least eigenvalue of the information, scaled to unit diagonal
+_CHUNK_ELEMENTS = 20_000_000
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A parameter beside position and photons that a PSF depends on: wavelength, dipole angle, an index.
+
+    Parameters
+    ----------
+    name
+        With its unit, e.g. ``wavelength_nm``.
+    psf_at
+        The PSF for a value of the parameter.
+    value, step
+        Where to differentiate, and half the distance of the central difference. Take double precision.
+    """
+
+    name: str
+    psf_at: Callable[[float], PSF]
+    value: float
+    step: float
+
+    def slope(self, xyz_nm: Tensor, shape: tuple[int, int], blur_nm: Tensor | None) -> Tensor:
+        """(E, H, W) derivative of the fractions."""
+        up, down = (
+            self.psf_at(self.value + sign * self.step).images(xyz_nm, shape, blur_nm=blur_nm)
+            for sign in (1, -1)
+        )
+        return (up - down) / (2 * self.step)
+
+
+@dataclass(frozen=True)
+class Unknowns:
+    """What is estimated beside ``PARAMETERS``; each costs precision.
+
+    Parameters
+    ----------
+    zernike
+        Noll indices of aberrations, rad RMS; the PSF must be an ``AnalyticPSF`` with a pupil.
+    extras
+        Any other parameters.
+    """
+
+    zernike: tuple[int, ...] = ()
+    extras: tuple[Extra, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``PARAMETERS`` and what comes after them."""
+        aberrations = (f"zernike_{noll}_rad" for noll in self.zernike)
+        return (*PARAMETERS, *aberrations, *(extra.name for extra in self.extras))
 
 
 def derivatives(
-    psf: PSF, xyz_nm: Tensor, photons: Tensor, *, shape: tuple[int, int], blur_nm: Tensor | None = None
+    psf: PSF,
+    xyz_nm: Tensor,
+    photons: Tensor,
+    *,
+    shape: tuple[int, int],
+    blur_nm: Tensor | None = None,
+    unknowns: Unknowns | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Images and their derivatives by forward-mode autodiff.
+    """Images and their derivatives: analytic where the PSF has them, else by forward-mode autodiff.
 
     Parameters
     ----------
@@ -34,17 +92,51 @@ def derivatives(
         The emitters.
     shape
         Rows and columns of the window.
+    unknowns
+        Further parameters.
 
     Returns
     -------
-    (E, H, W) expected photo-electrons without background, and (E, 5, H, W) derivatives by ``PARAMETERS``.
+    (E, H, W) expected photo-electrons without background, and (E, P, H, W) derivatives by ``unknowns.names``
+    (``PARAMETERS`` without them).
+
+    Raises
+    ------
+    InputRejected
+        If a Zernike coefficient is unknown and the PSF has no derivative by it.
     """
+    unknowns = unknowns or Unknowns()
+    if isinstance(psf, AnalyticPSF):
+        fraction, slopes = psf.derivatives(xyz_nm, shape, blur_nm=blur_nm, zernike=unknowns.zernike)
+    elif unknowns.zernike:
+        raise InputRejected(
+            f"{type(psf).__name__} has no derivatives by Zernike coefficients {unknowns.zernike}. Use a PupilPSF, "
+            "or give them as extras."
+        )
+    else:
+        fraction, slopes = differentiated(psf, xyz_nm, shape, blur_nm=blur_nm)
+    brightness = photons.to(fraction)[:, None, None]
+    by_position, by_zernike = slopes[:, :3], slopes[:, 3:]
+    by_extra = [extra.slope(xyz_nm, shape, blur_nm).to(fraction) for extra in unknowns.extras]
+    columns = [
+        by_position * brightness[:, None],
+        fraction[:, None],
+        torch.ones_like(fraction)[:, None],
+        by_zernike * brightness[:, None],
+        *(slope[:, None] * brightness[:, None] for slope in by_extra),
+    ]
+    return fraction * brightness, torch.cat(columns, dim=1)
+
+
+def differentiated(
+    psf: PSF, xyz_nm: Tensor, shape: tuple[int, int], *, blur_nm: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(E, H, W) fractions and (E, 3, H, W) derivatives by x, y, z of any PSF, by forward-mode autodiff."""
 
     def images(position: Tensor) -> Tensor:
         return psf.images(position, shape, blur_nm=blur_nm)
 
     xyz_nm = xyz_nm.contiguous()
-    fraction = images(xyz_nm)
     directions = torch.eye(3, dtype=xyz_nm.dtype, device=xyz_nm.device)
     with warnings.catch_warnings():
         # On first use torch warns of a part of its own that it will remove.
@@ -53,9 +145,7 @@ def derivatives(
             torch.func.jvp(images, (xyz_nm,), (direction.expand_as(xyz_nm).contiguous(),))[1]
             for direction in directions
         ]
-    brightness = photons.to(fraction)[:, None, None]
-    by_position = [slope * brightness for slope in slopes]
-    return fraction * brightness, torch.stack([*by_position, fraction, torch.ones_like(fraction)], dim=1)
+    return images(xyz_nm), torch.stack(slopes, dim=1)
 
 
 def fisher(
@@ -67,13 +157,41 @@ def fisher(
     *,
     shape: tuple[int, int],
     blur_nm: Tensor | None = None,
+    unknowns: Unknowns | None = None,
+    exact_emccd: bool = False,
 ) -> Tensor:
-    """(E, 5, 5) Fisher information of single emitters on a constant background, by ``PARAMETERS``."""
-    expected, slopes = derivatives(psf, xyz_nm, photons, shape=shape, blur_nm=blur_nm)
-    mean = (expected + background.to(expected)[:, None, None]).detach()
-    variance = torch.as_tensor(camera.variance_photons(mean.cpu().numpy()), device=mean.device).double()
-    slopes = slopes.double()
-    return torch.einsum("eayx,ebyx,eyx->eab", slopes, slopes, 1.0 / variance.clamp_min(1e-12))
+    """(E, P, P) Fisher information of single emitters on a constant background, by ``unknowns.names``.
+
+    Parameters
+    ----------
+    psf, camera
+        Any PSF; a camera whose maps have the shape of the window.
+    xyz_nm, photons, background, blur_nm
+        Of the emitters, (E, 3) and (E,).
+    shape
+        Rows and columns of the window.
+    unknowns
+        Parameters beside the five of ``PARAMETERS``.
+    exact_emccd
+        Whether an EMCCD's information is the exact one of its output's distribution
+        (``Camera.information_variance``) instead of twice the variance of its electrons, which it reaches at
+        high signal. Nothing else changes.
+    """
+    parts = max(1, _CHUNK_ELEMENTS // (shape[0] * shape[1] * len((unknowns or Unknowns()).names)))
+    found = []
+    for i in range(0, max(len(xyz_nm), 1), parts):
+        part = slice(i, i + parts)
+        blur = None if blur_nm is None else blur_nm[part]
+        expected, slopes = derivatives(
+            psf, xyz_nm[part], photons[part], shape=shape, blur_nm=blur, unknowns=unknowns
+        )
+        mean = (expected + background[part].to(expected)[:, None, None]).detach().cpu().numpy()
+        noise = camera.information_variance(mean) if exact_emccd else camera.variance_photons(mean)
+        variance = torch.as_tensor(noise, device=slopes.device).double()
+        slopes = slopes.double()
+        weighted = slopes / variance.clamp_min(1e-12)[:, None]
+        found.append(torch.einsum("eayx,ebyx->eab", slopes, weighted))
+    return torch.cat(found)
 
 
 def crlb(
@@ -85,8 +203,10 @@ def crlb(
     *,
     shape: tuple[int, int],
     blur_nm: Tensor | None = None,
+    unknowns: Unknowns | None = None,
+    exact_emccd: bool = False,
 ) -> Tensor:
-    """(E, 5) lowest standard deviations by ``PARAMETERS``; see ``fisher`` for the arguments.
+    """(E, P) lowest standard deviations by ``unknowns.names``; see ``fisher`` for the arguments.
 
     A parameter that an image does not determine, e.g. z exactly in the focus of a symmetric PSF, has the
     bound ``inf``.
@@ -96,7 +216,15 @@ def crlb(
     InputRejected
         If that is so for every emitter (singular information), e.g. with a PSF that does not change with z.
     """
-    information = fisher(psf, camera, xyz_nm, photons, background, shape=shape, blur_nm=blur_nm)
+    information = fisher(
+        psf, camera, xyz_nm, photons, background,
+        shape=shape, blur_nm=blur_nm, unknowns=unknowns, exact_emccd=exact_emccd,
+    )  # fmt: skip
+    return bound_of(information)
+
+
+def bound_of(information: Tensor) -> Tensor:
+    """(E, P) lowest standard deviations from Fisher information (E, P, P); see ``crlb`` for what it raises."""
     # Scaled to unit diagonal first: nanometres, photons and background differ by orders of magnitude.
     diagonal = torch.diagonal(information, dim1=1, dim2=2)
     scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
@@ -107,11 +235,94 @@ def crlb(
             "at least one of x, y, z, photons, background cannot be told from these images (singular Fisher "
             "information), e.g. z of a PSF that does not change with z. Use a larger window or another PSF."
         )
-    shares = vectors.square()  # (E, 5, 5): of each parameter in each eigenvector
+    shares = vectors.square()  # (E, P, P): of each parameter in each eigenvector
     variance = (shares / eigenvalues.masked_fill(singular, torch.inf)[:, None, :]).sum(2)
     undetermined = (shares * singular[:, None, :]).sum(2) > 1e-6
     bound: Tensor = variance.sqrt().mul(scale).masked_fill(undetermined, torch.inf)
     return bound
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One of several views of an emitter: another camera, or another part of one.
+
+    Parameters
+    ----------
+    psf, camera
+        Of the channel.
+    transform : 2 x 3
+        Affine map of x, y (nm) of the first channel's window into this one's: (A | t); the first channel has
+        the identity.
+    photon_share
+        Share of all photons of the emitter that this channel detects; they sum to 1 over the channels.
+    background
+        Per pixel, photo-electrons; each channel's is estimated by itself.
+    """
+
+    psf: PSF
+    camera: Camera
+    photon_share: float
+    background: float
+    transform: tuple[tuple[float, float, float], tuple[float, float, float]] = ((1, 0, 0), (0, 1, 0))
+
+
+def channel_parameters(channels: int, *, free_ratio: bool = False) -> tuple[str, ...]:
+    """Names of the parameters of ``crlb_channels``."""
+    each = range(1, channels + 1)
+    photons = tuple(f"photons_{c}" for c in each) if free_ratio else ("photons",)
+    return ("x_nm", "y_nm", "z_nm", *photons, *(f"background_{c}" for c in each))
+
+
+def crlb_channels(
+    channels: Sequence[Channel],
+    xyz_nm: Tensor,
+    photons: Tensor,
+    *,
+    shape: tuple[int, int],
+    free_ratio: bool = False,
+    exact_emccd: bool = False,
+) -> Tensor:
+    """(E, P) lowest standard deviations when channels are fitted together, by ``channel_parameters``.
+
+    Parameters
+    ----------
+    channels
+        One or more.
+    xyz_nm : (E, 3), photons : (E,)
+        Emitters in the first channel's window, and their photons in all channels together.
+    shape
+        Rows and columns of each channel's window.
+    free_ratio
+        Whether the photons of each channel are unknown (colour from the ratio), or only their sum.
+    exact_emccd
+        As for ``fisher``.
+
+    Raises
+    ------
+    InputRejected
+        If the shares do not sum to 1, or as ``crlb``.
+    """
+    shares = [channel.photon_share for channel in channels]
+    if not channels or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise InputRejected(f"photon shares {shares} of the channels must not be negative and sum to 1.")
+    names = channel_parameters(len(channels), free_ratio=free_ratio)
+    total = torch.zeros(len(xyz_nm), len(names), len(names), dtype=torch.float64, device=xyz_nm.device)
+    for number, channel in enumerate(channels):
+        affine = torch.tensor(channel.transform, dtype=xyz_nm.dtype, device=xyz_nm.device)
+        there = torch.cat([xyz_nm[:, :2] @ affine[:, :2].T + affine[:, 2], xyz_nm[:, 2:]], dim=1)
+        light = photons * channel.photon_share
+        information = fisher(
+            channel.psf, channel.camera, there, light, torch.full_like(light, channel.background),
+            shape=shape, exact_emccd=exact_emccd,
+        )  # fmt: skip
+        # Derivatives of this channel's own parameters by the common ones.
+        jacobian = information.new_zeros(len(PARAMETERS), len(names))
+        jacobian[:2, :2] = affine[:, :2]
+        jacobian[2, 2] = 1.0
+        jacobian[3, 3 + number * free_ratio] = 1.0 if free_ratio else channel.photon_share
+        jacobian[4, len(names) - len(channels) + number] = 1.0
+        total += jacobian.T @ information @ jacobian
+    return bound_of(total)
 
 
 def crlb_table(
@@ -119,12 +330,14 @@ def crlb_table(
     camera: Camera,
     *,
     z_nm: Sequence[float],
-    photons: float,
+    photons: float | Sequence[float],
     background: float,
     size_px: int = 41,
     device: torch.device | str = "cpu",
+    unknowns: Unknowns | None = None,
+    exact_emccd: bool = False,
 ) -> pd.DataFrame:
-    """The bound over z for an emitter in the middle of a window.
+    """The bound over z, and over photons if several are given, for an emitter in the middle of a window.
 
     Parameters
     ----------
@@ -133,31 +346,53 @@ def crlb_table(
     z_nm
         Heights above the coverslip.
     photons, background
-        Of the emitter, and per pixel; photo-electrons.
+        Of the emitter (a number, or several), and per pixel; photo-electrons.
     size_px
         Side of the window in pixels.
+    unknowns, exact_emccd
+        As for ``fisher``.
 
     Returns
     -------
-    DataFrame with ``z_nm``, ``sigma_x_nm``, ``sigma_y_nm``, ``sigma_z_nm``, ``sigma_photons``,
-    ``sigma_background``.
+    DataFrame with ``z_nm``, ``photons`` if several were given, and ``sigma_`` of each of ``unknowns.names``
+    (``sigma_x_nm``, ``sigma_y_nm``, ``sigma_z_nm``, ``sigma_photons``, ``sigma_background``); z runs fastest.
     """
-    if photons <= 0 or background < 0:
-        raise InputRejected(f"photons {photons:g} must be above 0 and background {background:g} not below 0.")
-    if isinstance(camera.read_noise_e, np.ndarray):
-        rows, columns = camera.read_noise_e.shape
+    several = not isinstance(photons, int | float)
+    brightness = np.atleast_1d(np.asarray(photons, dtype=float))
+    if not brightness.size or brightness.min() <= 0 or background < 0:
+        raise InputRejected(f"photons {photons} must be above 0 and background {background:g} not below 0.")
+    camera = _middle(camera, size_px)
+    heights = np.asarray(z_nm, dtype=float)
+    rows = pd.DataFrame(
+        {"z_nm": np.tile(heights, len(brightness)), "photons": np.repeat(brightness, len(heights))}
+    )
+    light = torch.tensor(rows["photons"].tolist(), dtype=torch.float64, device=device)
+    xyz = torch.full((len(rows), 3), size_px / 2 * psf.pixel_nm, dtype=torch.float64, device=device)
+    xyz[:, 2] = torch.tensor(rows["z_nm"].tolist())
+    bound = crlb(
+        psf, camera, xyz, light, torch.full_like(light, background),
+        shape=(size_px, size_px), unknowns=unknowns, exact_emccd=exact_emccd,
+    ).cpu().numpy()  # fmt: skip
+    if not several:
+        rows = rows.drop(columns="photons")
+    names = (unknowns or Unknowns()).names
+    return rows.assign(**{f"sigma_{name}": bound[:, i] for i, name in enumerate(names)})
+
+
+def _middle(camera: Camera, size_px: int) -> Camera:
+    """The camera of a window in the middle of its maps."""
+    maps = {
+        name: getattr(camera, name)
+        for name in ("offset", "e_per_adu", "read_noise_e")
+        if isinstance(getattr(camera, name), np.ndarray)
+    }
+    for name, values in maps.items():
+        rows, columns = values.shape
         if min(rows, columns) < size_px:
             raise InputRejected(
-                f"the camera's read noise map of {columns} x {rows} pixels is smaller than the window of "
+                f"the camera's {name} map of {columns} x {rows} pixels is smaller than the window of "
                 f"{size_px}. Give a larger map, a number, or a smaller window."
             )
-        camera = camera.crop((rows - size_px) // 2, (columns - size_px) // 2, size_px, size_px)
-    centre = size_px / 2 * psf.pixel_nm
-    xyz = torch.tensor([[centre, centre, float(z)] for z in z_nm], dtype=torch.float64, device=device)
-    ones = torch.ones(len(xyz), dtype=torch.float64, device=device)
-    bound = crlb(psf, camera, xyz, photons * ones, background * ones, shape=(size_px, size_px)).cpu().numpy()
-    columns_of = {name: f"sigma_{name}" for name in PARAMETERS}
-    return pd.DataFrame(
-        {"z_nm": np.asarray(z_nm, dtype=float)}
-        | {columns_of[p]: bound[:, i] for i, p in enumerate(PARAMETERS)}
-    )
+        top, left = (rows - size_px) // 2, (columns - size_px) // 2
+        camera = replace(camera, **{name: values[top : top + size_px, left : left + size_px]})
+    return camera

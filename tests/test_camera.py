@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smlm_bridge.camera import Camera
+from smlm_bridge.camera import Camera, excess_factor
 from smlm_bridge.errors import InputRejected
 
 MAPS = Camera(
@@ -122,3 +122,74 @@ def test_what_no_camera_has_is_rejected(arguments: dict[str, object], words: str
 def test_maps_of_another_size_are_rejected() -> None:
     with pytest.raises(InputRejected, match="offset map"):
         MAPS.to_photons(np.zeros((1, 4, 3)))
+
+
+def test_excess_factor_of_an_emccd() -> None:
+    """Exact values for a gain of 300 and 30 e of read noise (shared/specs/psf.md, 4)."""
+    mean = np.array([0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0])
+    wanted = [1.36, 1.44, 1.55, 1.72, 1.89, 1.95, 1.98, 2.00]
+    np.testing.assert_allclose(excess_factor(mean, 0.1), wanted, atol=8e-3)
+
+
+def test_excess_factor_without_read_noise_is_that_of_the_closed_form() -> None:
+    """Poisson-gamma without noise: an atom at 0 and a Bessel density (Basden et al. 2003)."""
+    from scipy.special import ive
+
+    mean, step = 3.0, 1e-6
+    root = (np.arange(600_000) + 0.5) * 1.6e-5  # x = root^2 thins the nodes where the density is smooth
+    x, dx = root**2, 2 * root * 1.6e-5
+
+    def density(m: float) -> np.ndarray:
+        inner = 2 * np.sqrt(m * x)
+        return np.exp(inner - m - x) * np.sqrt(m / x) * ive(1, inner)
+
+    slope = (density(mean + step) - density(mean - step)) / (2 * step)
+    information = np.exp(-mean) + np.sum(slope**2 / density(mean) * dx)
+    assert float(excess_factor(np.array(mean), 0.0)) == pytest.approx(1 / (mean * information), rel=0.01)
+
+
+def test_information_variance_is_the_variance_of_other_cameras() -> None:
+    photons = np.array([[0.5, 3.0], [20.0, 400.0]])
+    for camera in (Camera(), Camera(read_noise_e=1.6)):
+        np.testing.assert_array_equal(camera.information_variance(photons), camera.variance_photons(photons))
+    emccd = Camera(read_noise_e=30.0, em_gain=300.0)
+    ratio = emccd.information_variance(photons) / emccd.variance_photons(photons)
+    assert (ratio < 1).all()
+    assert ratio[1, 1] == pytest.approx(1.0, abs=3e-3)
+    mapped = Camera(read_noise_e=np.full((2, 2), 30.0), em_gain=300.0)
+    np.testing.assert_allclose(mapped.information_variance(photons), emccd.information_variance(photons))
+
+
+def test_information_of_an_emccd_is_that_of_its_samples() -> None:
+    """The score's variance over drawn pixels, with the density of a fine histogram at two close means."""
+    camera, mean, step, count = Camera(read_noise_e=30.0, em_gain=300.0), 2.0, 0.1, 4_000_000
+    edges = np.linspace(-0.6, 25, 400)
+
+    def histogram(at: float, seed: int) -> np.ndarray:
+        counts = camera.sample(
+            torch.full((count,), at, dtype=torch.float32), torch.Generator().manual_seed(seed)
+        )
+        return np.histogram(camera.to_photons(counts.numpy()[None, :]), edges)[0] / count
+
+    low, high = histogram(mean - step, 1), histogram(mean + step, 2)
+    middle = (low + high) / 2
+    seen = middle > 0
+    noise = np.sum(seen) * 2 / count / (2 * step) ** 2  # of the histograms themselves
+    information = np.sum((high - low)[seen] ** 2 / middle[seen]) / (2 * step) ** 2 - noise
+    wanted = float(camera.information_variance(np.array(mean)))
+    assert 1 / information == pytest.approx(wanted, rel=0.03)
+
+
+@pytest.mark.parametrize(("mean", "alpha"), [(0.5, 0.182), (2.0, 0.453), (10.0, 0.798), (50.0, 0.951)])
+def test_variance_with_read_noise_is_slightly_cautious(mean: float, alpha: float) -> None:
+    """Poisson and Gaussian noise of 1.6 e, summed exactly (alpha also in shared/specs/psf.md, 4)."""
+    from scipy.stats import norm, poisson
+
+    electrons, x = np.arange(160), np.linspace(-12, 140, 6001)
+    chance = poisson.pmf(electrons, mean)
+    spread = norm.pdf(x[:, None], electrons, 1.6)
+    density, slope = spread @ chance, spread @ (chance * (electrons / mean - 1))
+    seen = density > 1e-200
+    information = np.sum(slope[seen] ** 2 / density[seen]) * (x[1] - x[0])
+    assert mean * information == pytest.approx(alpha, abs=2e-3)
+    assert 1.0 <= float(Camera(read_noise_e=1.6).variance_photons(np.array(mean))) * information < 1.13

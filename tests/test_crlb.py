@@ -7,10 +7,23 @@ import pytest
 import torch
 
 from smlm_bridge.camera import Camera
-from smlm_bridge.crlb import PARAMETERS, crlb, crlb_table, derivatives, fisher
+from smlm_bridge.crlb import (
+    PARAMETERS,
+    Channel,
+    Extra,
+    Unknowns,
+    channel_parameters,
+    crlb,
+    crlb_channels,
+    crlb_table,
+    derivatives,
+    differentiated,
+    fisher,
+)
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.optics.gaussian import Gaussian
 from smlm_bridge.optics.microscope import Optics
+from smlm_bridge.optics.propagate import pupil_field
 from smlm_bridge.optics.pupil import Pupil
 from smlm_bridge.psf.gaussian import GaussianPSF
 from smlm_bridge.psf.pupil_psf import PupilPSF
@@ -66,6 +79,174 @@ def test_derivatives_are_finite_differences(psf: PupilPSF) -> None:
         torch.testing.assert_close(slopes[:, axis], (up - down) / 0.2, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(slopes[:, 3] * 2000, expected)
     assert (slopes[:, 4] == 1).all()
+
+
+def test_analytic_and_automatic_derivatives_give_one_bound(psf: PupilPSF) -> None:
+    class Plain:
+        """The same PSF without its analytic derivatives."""
+
+        pixel_nm = PIXEL
+        images = staticmethod(psf.images)
+
+    position = at(20, -15, 300)
+    np.testing.assert_allclose(bound(psf, SCMOS, position), bound(Plain(), SCMOS, position), rtol=1e-6)
+    torch.testing.assert_close(
+        differentiated(psf, position, (SIDE, SIDE))[1], psf.derivatives(position, (SIDE, SIDE))[1]
+    )
+
+
+def test_derivatives_by_zernikes_are_finite_differences() -> None:
+    optics = dataclasses.replace(OPTICS, focus_nm=300.0, pixel_integration=True)
+    noll, step = (5, 8, 11), 1e-3
+
+    def at_value(change: dict[int, float]) -> PupilPSF:
+        values = {6: 0.6, **change}
+        return PupilPSF.of(optics, Pupil.flat(48, values), dtype=torch.float64)
+
+    _, slopes = derivatives(
+        at_value({}), at(20, -15, 300), tensor(2000.0), shape=(SIDE, SIDE), unknowns=Unknowns(noll)
+    )
+    assert slopes.shape[1] == 8
+    for index, mode in enumerate(noll):
+        up, down = (
+            at_value({mode: sign * step}).images(at(20, -15, 300), (SIDE, SIDE)) * 2000 for sign in (1, -1)
+        )
+        torch.testing.assert_close(slopes[:, 5 + index], (up - down) / (2 * step), rtol=1e-4, atol=1e-5)
+
+
+def test_derivatives_are_those_of_autodiff_for_every_parameter() -> None:
+    """x, y, z, photons, background and two Zernike coefficients, through the whole model."""
+    optics = dataclasses.replace(OPTICS, focus_nm=300.0, pixel_integration=True)
+    pupil, noll = Pupil.flat(32, {6: 0.6}), (5, 11)
+    maps = torch.as_tensor(pupil.zernike_maps((6, *noll)))
+
+    def mean(theta: torch.Tensor) -> torch.Tensor:
+        phase = 0.6 * maps[0] + theta[5] * maps[1] + theta[6] * maps[2]
+        field = pupil_field(optics, pupil, dtype=torch.float64, phase_rad=phase)
+        return theta[3] * PupilPSF(field, PIXEL).images(theta[None, :3], (9, 9))[0] + theta[4]
+
+    theta = tensor(480.0, 510.0, 250.0, 2000.0, 20.0, 0.0, 0.0)
+    wanted = torch.autograd.functional.jacobian(mean, theta).permute(2, 0, 1)
+    psf = PupilPSF.of(optics, pupil, dtype=torch.float64)
+    _, slopes = derivatives(psf, theta[None, :3], theta[3:4], shape=(9, 9), unknowns=Unknowns(noll))
+    torch.testing.assert_close(slopes[0], wanted, rtol=1e-7, atol=1e-9)
+
+
+def test_more_unknowns_cost_precision_and_are_bounded_too(psf: PupilPSF) -> None:
+    from smlm_bridge.psf.spectrum import spectral_psf
+
+    optics = dataclasses.replace(OPTICS, focus_nm=300.0, pixel_integration=True)
+
+    def coloured(wavelength_nm: float) -> object:
+        return spectral_psf(optics, Pupil.flat(48, {6: 0.6}), {wavelength_nm: 1.0}, dtype=torch.float64)
+
+    colour = Extra("wavelength_nm", coloured, 670.0, 0.5)
+    unknowns = Unknowns((5, 6), (colour,))
+    assert unknowns.names == (*PARAMETERS, "zernike_5_rad", "zernike_6_rad", "wavelength_nm")
+    arguments = (psf, POISSON, at(20, -15, 300), tensor(2000.0), tensor(20.0))
+    more = crlb(*arguments, shape=(SIDE, SIDE), unknowns=unknowns)[0]
+    fewer = bound(psf, POISSON, at(20, -15, 300))
+    assert (more[:5] >= fewer - 1e-9).all()
+    assert float(more[2] / fewer[2]) > 1.2  # astigmatism is what tells z here
+    assert torch.isfinite(more).all()
+    # Twice the photons and background: half the variance.
+    double = crlb(*arguments[:3], tensor(4000.0), tensor(40.0), shape=(SIDE, SIDE), unknowns=unknowns)[0]
+    np.testing.assert_allclose((more / double)[[0, 1, 2, 5, 6, 7]], np.sqrt(2), rtol=1e-6)
+
+
+def test_zernikes_of_a_psf_without_pupil_are_rejected() -> None:
+    gaussian = GaussianPSF(Gaussian((130.0, 150.0), (0.0, 400.0), (400.0, 400.0)), PIXEL)
+    arguments = (gaussian, POISSON, at(0, 0, 100), tensor(2000.0), tensor(20.0))
+    with pytest.raises(InputRejected, match="PupilPSF"):
+        fisher(*arguments, shape=(SIDE, SIDE), unknowns=Unknowns((5,)))
+
+
+def test_exact_emccd_lies_between_none_and_twice_the_variance(psf: PupilPSF) -> None:
+    def ratio(background: float, photons: float) -> torch.Tensor:
+        arguments = (psf, EMCCD, at(20, -15, 300), tensor(photons), tensor(background))
+        twice, exact = (crlb(*arguments, shape=(SIDE, SIDE), exact_emccd=e)[0] for e in (False, True))
+        return (exact / twice)[:3]
+
+    assert ((ratio(0.05, 300.0) < 0.95) & (ratio(0.05, 300.0) > np.sqrt(0.5))).all()
+    np.testing.assert_allclose(ratio(200.0, 20000.0), 1.0, atol=3e-3)
+    # Other cameras do not change.
+    poisson = (psf, POISSON, at(20, -15, 300), tensor(2000.0), tensor(20.0))
+    torch.testing.assert_close(
+        crlb(*poisson, shape=(SIDE, SIDE), exact_emccd=True), crlb(*poisson, shape=(SIDE, SIDE))
+    )
+
+
+def channel(psf: PupilPSF, share: float, transform: object = ((1, 0, 0), (0, 1, 0))) -> Channel:
+    return Channel(psf, POISSON, share, 20.0, transform)
+
+
+def test_one_channel_is_the_plain_bound(psf: PupilPSF) -> None:
+    alone = crlb_channels([channel(psf, 1.0)], at(20, -15, 300), tensor(2000.0), shape=(SIDE, SIDE))
+    torch.testing.assert_close(alone[0], bound(psf, POISSON, at(20, -15, 300)))
+
+
+def test_two_equal_channels_are_twice_the_light(psf: PupilPSF) -> None:
+    both = crlb_channels(
+        [channel(psf, 0.5), channel(psf, 0.5)], at(20, -15, 300), tensor(4000.0), shape=(SIDE, SIDE)
+    )[0]
+    one = bound(psf, POISSON, at(20, -15, 300))
+    torch.testing.assert_close(both[:3], one[:3] / np.sqrt(2))
+    torch.testing.assert_close(both[3], one[3] * np.sqrt(2))
+    torch.testing.assert_close(both[4], both[5])
+    assert float(both[4]) < float(one[4])  # that both see the same photons helps each background
+    assert channel_parameters(2) == ("x_nm", "y_nm", "z_nm", "photons", "background_1", "background_2")
+
+
+def test_a_turned_channel_gives_its_precision_along_the_turned_axis(psf: PupilPSF) -> None:
+    """The second view turned by 90 degrees about the window's middle: x there is y here."""
+    side = SIDE * PIXEL
+    turned = ((0.0, 1.0, 0.0), (-1.0, 0.0, side))
+    middle = at(0, 0, 100)
+    plain = crlb_channels([channel(psf, 1.0)], middle, tensor(2000.0), shape=(SIDE, SIDE))[0]
+    alone = crlb_channels([channel(psf, 1.0, turned)], middle, tensor(2000.0), shape=(SIDE, SIDE))[0]
+    torch.testing.assert_close(alone[:2], plain[:2].flip(0))
+    assert abs(float(plain[0] / plain[1]) - 1) > 0.05
+    scaled = ((2.0, 0.0, -side / 2), (0.0, 1.0, 0.0))
+    wide = crlb_channels([channel(psf, 1.0, scaled)], middle, tensor(2000.0), shape=(SIDE, SIDE))[0]
+    torch.testing.assert_close(wide[0], plain[0] / 2)
+
+
+def test_an_unknown_ratio_of_photons_costs_precision(psf: PupilPSF) -> None:
+    other = PupilPSF.of(
+        dataclasses.replace(OPTICS, focus_nm=600.0, pixel_integration=True),
+        Pupil.flat(48, {6: 0.6}),
+        dtype=torch.float64,
+    )
+    channels = [channel(psf, 0.7), channel(other, 0.3)]
+    known, free = (
+        crlb_channels(channels, at(20, -15, 300), tensor(2000.0), shape=(SIDE, SIDE), free_ratio=f)[0]
+        for f in (False, True)
+    )
+    assert (free[:3] >= known[:3] - 1e-9).all()
+    assert float(free[2]) > 1.001 * float(known[2])
+    assert len(free) == len(known) + 1
+    with pytest.raises(InputRejected, match="sum to 1"):
+        crlb_channels([channel(psf, 0.7)], at(0, 0, 300), tensor(2000.0), shape=(SIDE, SIDE))
+
+
+def test_table_over_photons(psf: PupilPSF) -> None:
+    table = crlb_table(psf, SCMOS, z_nm=(0.0, 300.0), photons=(500.0, 2000.0), background=20, size_px=SIDE)
+    assert list(table)[:2] == ["z_nm", "photons"]
+    assert table["z_nm"].tolist() == [0.0, 300.0, 0.0, 300.0]
+    assert table["photons"].tolist() == [500.0, 500.0, 2000.0, 2000.0]
+    alone = crlb_table(psf, SCMOS, z_nm=(0.0, 300.0), photons=2000, background=20, size_px=SIDE)
+    np.testing.assert_allclose(table.iloc[2:].drop(columns="photons"), alone)
+    with pytest.raises(InputRejected, match="above 0"):
+        crlb_table(psf, SCMOS, z_nm=(0.0,), photons=(500.0, -1.0), background=20)
+
+
+def test_many_emitters_are_bounded_in_parts(psf: PupilPSF, monkeypatch: pytest.MonkeyPatch) -> None:
+    positions = at(20, -15, 300).repeat(3, 1) + tensor(0.0, 30.0, 60.0)[:, None]
+    ones = torch.ones(3, dtype=torch.float64)
+    arguments = (psf, SCMOS, positions, 2000 * ones, 20 * ones)
+    whole = crlb(*arguments, shape=(SIDE, SIDE))
+    monkeypatch.setattr("smlm_bridge.crlb._CHUNK_ELEMENTS", 1)
+    torch.testing.assert_close(crlb(*arguments, shape=(SIDE, SIDE)), whole)
 
 
 def test_the_derivative_on_the_coverslip_is_that_of_the_sample(psf: PupilPSF) -> None:

@@ -9,12 +9,18 @@ from numpy.typing import NDArray
 from scipy.special import jv
 
 from smlm_bridge.errors import InputRejected
+from smlm_bridge.optics.bead import bead_layers
+from smlm_bridge.optics.dipole import Dipole
 from smlm_bridge.optics.gaussian import Gaussian
+from smlm_bridge.optics.interface import scalar_amplitude, slip_phase
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.propagate import defocused, pupil_field
 from smlm_bridge.optics.pupil import Pupil
 from smlm_bridge.optics.zernike import noll_to_nm, zernike, zernike_basis
+from smlm_bridge.psf import pupil_psf
 from smlm_bridge.psf.pupil_psf import PupilPSF
+from smlm_bridge.psf.sampling import pupil_samples
+from smlm_bridge.psf.spectrum import SumPSF, spectral_psf
 
 NOLL_TABLE = {
     1: (0, 0), 2: (1, 1), 3: (1, -1), 4: (2, 0), 5: (2, -2), 6: (2, 2), 7: (3, -1), 8: (3, 1), 9: (3, -3),
@@ -176,6 +182,210 @@ def test_the_coverslip_matters_where_it_differs() -> None:
     assert float((images[2] - images[0]).abs().max() / images[0].max()) > 1e-3
 
 
+def test_light_beyond_the_critical_angle_of_the_coverslip_is_lost() -> None:
+    thin = dataclasses.replace(S1, coverslip_index=1.45)
+    assert thin.collected_aperture == 1.45
+    assert dataclasses.replace(thin, coverslip_index=1.52).collected_aperture == 1.49
+
+
+def spherical(optics: Optics, samples: int = 128) -> NDArray[np.float64]:
+    """(N, N) phase of coverslip and immersion, rad, and 0 outside the aperture."""
+    axis = torch.as_tensor(Pupil.flat(samples).rho_axis) * optics.numerical_aperture
+    s2 = axis[:, None] ** 2 + axis**2
+    phase: NDArray[np.float64] = slip_phase(optics, s2).numpy()
+    return np.where(s2.numpy() <= optics.numerical_aperture**2, phase, 0.0)
+
+
+def test_a_coverslip_as_designed_adds_no_phase() -> None:
+    assert S1.as_designed
+    designed = dataclasses.replace(S1, coverslip_thickness_nm=170e3, design_coverslip_index=1.518)
+    assert designed.as_designed
+    np.testing.assert_allclose(spherical(designed), 0.0, atol=1e-6)
+
+
+def test_a_coverslip_of_the_immersions_index_may_be_of_any_thickness() -> None:
+    thick = dataclasses.replace(S1, coverslip_thickness_nm=180e3)
+    assert not thick.as_designed
+    np.testing.assert_allclose(spherical(thick), 0.0, atol=1e-6)
+
+
+def test_the_wrong_coverslip_is_spherical_aberration_without_defocus() -> None:
+    """Water immersion, NA 1.2, 10 um too thick: the known 0.58 waves of rho^4 a paraxial expansion gives."""
+    water = Optics(1.2, 1.333, 1.333, 500.0, 100.0, coverslip_index=1.515, coverslip_thickness_nm=180e3)
+    low = dataclasses.replace(water, numerical_aperture=0.3)
+    rho = np.abs(Pupil.flat(128).rho_axis)
+    axis = torch.as_tensor(rho * 0.3) ** 2
+    # k dt [-s^4 / 8 (1 / n_c^3 - 1 / (n_c n_i^2))]: the fourth order of both cosines (Gibson & Lanni 1991).
+    fourth = low.wavenumber_per_nm * 10e3 * -((rho * 0.3) ** 4) / 8 * (1 / 1.515**3 - 1 / (1.515 * 1.333**2))
+    np.testing.assert_allclose(slip_phase(low, axis).numpy(), fourth, atol=0.05 * fourth.max())
+    assert np.ptp(spherical(water)) > 2.0
+    thin = dataclasses.replace(water, coverslip_thickness_nm=160e3)
+    np.testing.assert_allclose(spherical(thin), -spherical(water), atol=1e-6)
+
+
+def test_coverslip_and_immersion_of_other_indices_blur_the_focus() -> None:
+    xyz, flat = torch.tensor([[1050.0, 1050.0, 0.0]]), Pupil.flat(96)
+
+    def peak(**change: float) -> float:
+        optics = dataclasses.replace(S1, **change)
+        return float(PupilPSF.of(optics, flat).images(xyz, (21, 21)).max())
+
+    assert peak(design_coverslip_index=1.53) < 0.97 * peak()
+    assert peak(design_immersion_index=1.512) < 0.97 * peak()
+    assert peak(design_immersion_index=1.518, working_distance_nm=3e5) == pytest.approx(peak())
+
+
+@pytest.mark.parametrize("apodisation", [None, "none", "aplanatic", "fresnel"])
+def test_at_low_aperture_the_scalar_model_is_the_vectorial_one(apodisation: str | None) -> None:
+    """Of a dipole across the axis, behind an analyser along it."""
+    dry = Optics(0.3, 1.0, 1.33, 600.0, 400.0, focus_nm=2000.0, pixel_integration=False, analyser_deg=0.0)
+    xyz, flat = torch.tensor([[4200.0, 4200.0, 0.0]], dtype=torch.float64), Pupil.flat(96)
+    across = Dipole.fixed(polar_deg=90, azimuth_deg=0)
+    exact = PupilPSF.of(dry, flat, dtype=torch.float64, dipole=across).images(xyz, (21, 21))[0]
+    scalar = dataclasses.replace(dry, model="scalar", apodisation=apodisation)
+    image = PupilPSF.of(scalar, flat, dtype=torch.float64).images(xyz, (21, 21))[0]
+    assert float((image - exact).norm() / exact.norm()) < (0.01 if apodisation == "fresnel" else 0.04)
+
+
+def test_fresnel_amplitude_of_the_scalar_model_is_finite_at_the_critical_angle() -> None:
+    scalar = dataclasses.replace(S1, model="scalar", apodisation="fresnel")
+    s2 = torch.tensor([0.0, 1.33**2, 1.4**2], dtype=torch.float64)
+    amplitude = scalar_amplitude(scalar, s2)
+    assert torch.isfinite(torch.view_as_real(amplitude)).all()
+    # At normal incidence both polarisations pass 2 n_m / (n_m + n_i), times n_i / n_m of the aplanatic factor.
+    assert float(amplitude[0].real) == pytest.approx(2 * 1.518 / (1.33 + 1.518))
+    assert abs(float(amplitude[2].imag)) > 0.1
+
+
+def test_aplanatic_amplitude_of_the_scalar_model() -> None:
+    s2 = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    scalar = dataclasses.replace(S1, model="scalar", apodisation="aplanatic")
+    wanted = (1 - s2 / 1.518**2) ** -0.25
+    torch.testing.assert_close(scalar_amplitude(scalar, s2).real, wanted)
+
+
+def test_radial_transmission() -> None:
+    pupil = Pupil.flat(65).transmitting([-0.3, 0.1])
+    middle, edge = pupil.amplitude[32, 32], pupil.amplitude[32, 64]
+    rho = Pupil.flat(65).rho_axis[64]
+    assert (middle, edge) == pytest.approx((1.0, 1 - 0.3 * rho**2 + 0.1 * rho**4))
+    assert Pupil.flat(65).transmitting([-2.0]).amplitude.min() == 0.0
+    assert pupil.transmitting([-0.3]).amplitude[32, 64] == pytest.approx(edge * (1 - 0.3 * rho**2))
+
+
+def test_measured_transmission_keeps_its_orientation() -> None:
+    rows, columns = np.mgrid[:101, :121]
+    measured = 1 + 0.004 * (columns - 60) - 0.002 * (rows - 50)
+    pupil = Pupil.flat(32).measured(measured, diameter_px=80.0)
+    axis = pupil.rho_axis * 40
+    np.testing.assert_allclose(pupil.amplitude, 1 + 0.004 * axis - 0.002 * axis[:, None], atol=1e-12)
+    for array, diameter in ((measured - 2, 80.0), (measured, 110.0), (measured[0], 80.0), (measured, 0.0)):
+        with pytest.raises(InputRejected):
+            Pupil.flat(32).measured(array, diameter_px=diameter)
+
+
+def test_spectrum_is_the_mean_of_its_lines() -> None:
+    pupil = Pupil.flat(64, {6: 0.5})
+    xyz = torch.tensor([[1155.0, 1155.0, 200.0]], dtype=torch.float64)
+    psf = spectral_psf(S1, pupil, {600.0: 3.0, 670.0: 1.0}, dtype=torch.float64)
+    blue = dataclasses.replace(S1, wavelength_nm=600.0)
+    # The same optical path is more radians at the shorter wavelength.
+    lines = [
+        PupilPSF.of(optics, Pupil.flat(64, {6: value}), dtype=torch.float64).images(xyz, (21, 21))
+        for optics, value in ((blue, 0.5 * 670 / 600), (S1, 0.5))
+    ]
+    torch.testing.assert_close(psf.images(xyz, (21, 21)), 0.75 * lines[0] + 0.25 * lines[1])
+    for spectrum in ({}, {600.0: 0.0}, {600.0: -1.0, 610.0: 2.0}):
+        with pytest.raises(InputRejected, match="spectrum"):
+            spectral_psf(S1, pupil, spectrum)
+    with pytest.raises(InputRejected, match="sum to 1"):
+        SumPSF(psf.parts, (0.5, 0.6))
+    with pytest.raises(InputRejected, match="one share"):
+        SumPSF(psf.parts, (1.0,))
+
+
+@pytest.mark.parametrize(("window", "z", "tolerance"), [(15, (0.0, 600.0), 0.02), (31, (0.0, 900.0), 0.01)])
+def test_the_chosen_pupil_has_the_error_it_states(
+    window: int, z: tuple[float, float], tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optics = dataclasses.replace(S1, focus_nm=300.0)
+    sampling = pupil_samples(optics, window_px=window, z_range_nm=z, tolerance=tolerance)
+    assert sampling.error <= tolerance
+    assert sampling.samples >= 2 * window * 110 * 1.49 / 670
+    side = window / 2 * 110
+    xyz = torch.tensor([[side, side, height] for height in z], dtype=torch.float64)
+    images, limit = (
+        PupilPSF.of(optics, Pupil.flat(n), dtype=torch.float64).images(xyz, (window, window))
+        for n in (sampling.samples, 384)
+    )
+    error = float(((images - limit).flatten(1).norm(dim=1) / limit.flatten(1).norm(dim=1)).max())
+    assert error <= 1.5 * sampling.error
+    monkeypatch.setattr("smlm_bridge.psf.sampling._CANDIDATES", (32, 48))
+    with pytest.raises(InputRejected, match="larger tolerance"):
+        pupil_samples(optics, window_px=9, z_range_nm=z, tolerance=1e-9)
+
+
+def test_moments_of_no_dipole_are_rejected() -> None:
+    for matrix in (np.eye(3), np.diag([1.5, -0.5, 0.0]), np.eye(2) / 2, np.full((3, 3), np.nan)):
+        with pytest.raises(InputRejected, match="second moments"):
+            Dipole(matrix)
+    with pytest.raises(InputRejected, match="mobility"):
+        Dipole.partly_mobile(polar_deg=0, azimuth_deg=0, mobility=1.1)
+    scalar = dataclasses.replace(S1, model="scalar")
+    with pytest.raises(InputRejected, match="scalar model knows no dipoles"):
+        pupil_field(scalar, Pupil.flat(16), dipole=Dipole.free())
+
+
+def test_no_bead_of_a_micrometre() -> None:
+    with pytest.raises(InputRejected, match="nanometres"):
+        bead_layers(1000.0)
+
+
+def test_chunks_do_not_change_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    psf = PupilPSF.of(dataclasses.replace(S1, pixel_integration=True), Pupil.flat(32), dtype=torch.float64)
+    xyz = torch.rand((7, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 500 + 500
+    blur = torch.linspace(10, 90, 7, dtype=torch.float64)
+    whole = psf.images(xyz, (11, 13), blur_nm=blur), *psf.derivatives(xyz, (11, 13), blur_nm=blur)
+    monkeypatch.setitem(pupil_psf._CHUNK_ELEMENTS, "cpu", 30_000)
+    parts = psf.images(xyz, (11, 13), blur_nm=blur), *psf.derivatives(xyz, (11, 13), blur_nm=blur)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_psf_used_without_gradients_still_gives_them() -> None:
+    """What is kept between calls must not be of the kind that autograd refuses."""
+    psf = PupilPSF.of(S1, Pupil.flat(32))
+    position = torch.tensor([[600.0, 600.0, 100.0]])
+    with torch.inference_mode():
+        psf.images(position, (11, 11))
+    position = position.clone().requires_grad_()
+    psf.images(position, (11, 11))[0, 5, 5].backward()
+    assert position.grad is not None
+    assert torch.isfinite(position.grad).all()
+
+
+def test_gradients_by_the_phase_reach_the_images() -> None:
+    phase = torch.zeros(32, 32, dtype=torch.float64, requires_grad=True)
+    field = pupil_field(S1, Pupil.flat(32), dtype=torch.float64, phase_rad=phase)
+    with torch.no_grad():
+        PupilPSF(field, 110.0).images(torch.tensor([[600.0, 600.0, 100.0]]), (11, 11))
+    PupilPSF(field, 110.0).images(torch.tensor([[600.0, 600.0, 100.0]]), (11, 11))[0, 5, 4].backward()
+    assert phase.grad is not None
+    assert float(phase.grad.abs().max()) > 0
+
+
+@pytest.mark.gpu
+def test_the_gpu_agrees_with_the_cpu() -> None:
+    xyz = torch.tensor([[1155.0, 1130.0, 200.0], [1000.0, 1200.0, -50.0]])
+    on_cpu, on_gpu = (PupilPSF.of(S1, Pupil.flat(64, {6: 0.6}), device=d) for d in ("cpu", "cuda"))
+    for one, other in zip(
+        on_cpu.derivatives(xyz, (21, 21), zernike=(5, 11)),
+        on_gpu.derivatives(xyz.cuda(), (21, 21), zernike=(5, 11)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other.cpu(), rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -190,6 +400,13 @@ def test_the_coverslip_matters_where_it_differs() -> None:
         ({"pixel_nm": "110"}, "must be a number"),
         ({"focus_nm": 1e9}, "outside"),
         ({"coverslip_index": 3.0}, "outside"),
+        ({"apodisation": "fresnel"}, "belongs to the scalar model"),
+        ({"apodisation": "half", "model": "scalar"}, "aplanatic, fresnel"),
+        ({"coverslip_thickness_nm": -1.0}, "outside"),
+        ({"design_coverslip_nm": float("nan")}, "outside"),
+        ({"working_distance_nm": -3.0}, "outside"),
+        ({"design_coverslip_index": 1.4}, "not above numerical_aperture"),
+        ({"design_immersion_index": 3.0}, "outside"),
     ],
 )
 def test_optics_names_the_slip(change: dict[str, object], words: str) -> None:

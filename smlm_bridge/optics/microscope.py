@@ -6,6 +6,9 @@ from typing import Literal
 
 from smlm_bridge.errors import InputRejected
 
+DESIGN_COVERSLIP_NM = 170_000.0  # No. 1.5
+WORKING_DISTANCE_NM = 120_000.0  # usual of an oil objective; counts only with another immersion than designed
+
 
 @dataclass(frozen=True)
 class Optics:
@@ -28,9 +31,18 @@ class Optics:
     analyser_deg
         Angle of a linear analyser in image coordinates (x to the right, y down); None for no analyser.
     coverslip_index
-        Of the coverslip; None means matched to the immersion medium.
+        Of the coverslip; None means matched to the immersion medium. It is thick: light beyond its critical
+        angle is not collected.
     pixel_integration
         True integrates the intensity over each pixel, False samples it at the pixel's centre.
+    apodisation
+        Of the scalar model: ``"none"``, ``"aplanatic"`` or ``"fresnel"`` (``interface.scalar_amplitude``); None
+        is none. The vectorial model has its own, and takes None only.
+    coverslip_thickness_nm
+        Of the coverslip in use; None means as designed.
+    design_coverslip_nm, design_coverslip_index, design_immersion_index, working_distance_nm
+        What the objective was corrected for: coverslip, immersion medium, and the thickness of the latter. An
+        index of None is the one in use, the lengths' None are 170 and 120 um; see ``interface.slip_phase``.
 
     Raises
     ------
@@ -49,6 +61,12 @@ class Optics:
     analyser_deg: float | None = None
     coverslip_index: float | None = None
     pixel_integration: bool = True
+    apodisation: Literal["none", "aplanatic", "fresnel"] | None = None
+    coverslip_thickness_nm: float | None = None
+    design_coverslip_nm: float | None = None
+    design_coverslip_index: float | None = None
+    design_immersion_index: float | None = None
+    working_distance_nm: float | None = None
 
     def __post_init__(self) -> None:
         _check_range("numerical_aperture", self.numerical_aperture, 0.05, 2.0, "")
@@ -68,6 +86,29 @@ class Optics:
             raise InputRejected(f"model '{self.model}' is not one of vectorial, scalar.")
         if self.analyser_deg is not None and not math.isfinite(self.analyser_deg):
             raise InputRejected(f"analyser_deg {self.analyser_deg} is not an angle in degrees.")
+        self._check_path()
+
+    def _check_path(self) -> None:
+        if self.apodisation not in (None, "none", "aplanatic", "fresnel"):
+            raise InputRejected(f"apodisation '{self.apodisation}' is not one of none, aplanatic, fresnel.")
+        if self.apodisation is not None and self.model == "vectorial":
+            raise InputRejected(
+                f"apodisation '{self.apodisation}' belongs to the scalar model; the vectorial model always has "
+                "the aplanatic factor of its interface. Leave it out, or choose model = scalar."
+            )
+        for name in ("coverslip_thickness_nm", "design_coverslip_nm", "working_distance_nm"):
+            if getattr(self, name) is not None:
+                _check_range(name, getattr(self, name), 0.0, 5e7, "nm")
+        for name in ("design_coverslip_index", "design_immersion_index"):
+            index = getattr(self, name)
+            if index is None:
+                continue
+            _check_range(name, index, 1.0, 2.5, "")
+            if index <= self.numerical_aperture:
+                raise InputRejected(
+                    f"{name} {index:g} is not above numerical_aperture {self.numerical_aperture:g}: no objective "
+                    "is designed for a medium that its outer rays cannot cross. Correct one."
+                )
 
     @property
     def wavenumber_per_nm(self) -> float:
@@ -76,10 +117,29 @@ class Optics:
 
     @property
     def collected_aperture(self) -> float:
-        """Largest k_parallel / k_0 collected: the NA, or the sample's index without supercritical light."""
-        if self.supercritical:
-            return self.numerical_aperture
-        return min(self.numerical_aperture, self.sample_index)
+        """Largest k_parallel / k_0 collected.
+
+        The NA, or the index of the coverslip where that is less, or the sample's without supercritical light.
+        """
+        through_slip = min(self.numerical_aperture, self.slip_index)
+        return through_slip if self.supercritical else min(through_slip, self.sample_index)
+
+    @property
+    def slip_index(self) -> float:
+        """Refractive index of the coverslip."""
+        return self.immersion_index if self.coverslip_index is None else self.coverslip_index
+
+    @property
+    def as_designed(self) -> bool:
+        """Whether coverslip and immersion are what the objective was corrected for."""
+        thickness = self.coverslip_thickness_nm in (None, self.design_slip_nm)
+        slip = self.design_coverslip_index in (None, self.slip_index)
+        return thickness and slip and self.design_immersion_index in (None, self.immersion_index)
+
+    @property
+    def design_slip_nm(self) -> float:
+        """Thickness of the coverslip that the objective was corrected for."""
+        return DESIGN_COVERSLIP_NM if self.design_coverslip_nm is None else self.design_coverslip_nm
 
 
 def _check_range(name: str, value: float, low: float, high: float, unit: str) -> None:

@@ -1,12 +1,14 @@
 """The pupil of the microscope: aberrations, a designed mask and the transmission, as plain arrays."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 
 from smlm_bridge.errors import InputRejected
+from smlm_bridge.optics.zernike import zernike_basis
 
 FloatArray = NDArray[np.float64]
 
@@ -62,6 +64,58 @@ class Pupil:
         """A pupil of full transmission with the given Zernike aberrations."""
         shape = (samples, samples)
         return cls(np.zeros(shape), np.ones(shape), zernike_rad=dict(zernike_rad or {}))
+
+    def zernike_maps(self, noll: Sequence[int]) -> FloatArray:
+        """(len(noll), N, N) Zernike polynomials on the samples of this pupil."""
+        axis = self.rho_axis
+        x, y = np.broadcast_arrays(axis, axis[:, None])
+        return zernike_basis(list(noll), x, y)
+
+    def transmitting(self, coefficients: Sequence[float]) -> "Pupil":
+        """The same pupil behind a radial amplitude transmission.
+
+        Parameters
+        ----------
+        coefficients
+            c_1, c_2, ... of the amplitude 1 + c_1 rho^2 + c_2 rho^4 + ..., rho from 0 to 1 at the aperture's
+            edge; held at 0 where the polynomial is negative.
+        """
+        axis = self.rho_axis
+        rho2 = axis**2 + axis[:, None] ** 2
+        values = np.polynomial.polynomial.polyval(np.minimum(rho2, 1.0), [1.0, *coefficients])
+        return replace(self, amplitude=self.amplitude * np.maximum(values, 0.0))
+
+    def measured(self, amplitude: FloatArray, *, diameter_px: float) -> "Pupil":
+        """The same pupil behind a measured amplitude transmission.
+
+        Parameters
+        ----------
+        amplitude : (H, W) array
+            Amplitude (the square root of an intensity) in the back focal plane, in image orientation, the
+            optical axis in the middle of the array; interpolated linearly onto the samples, its edge beyond.
+        diameter_px
+            Diameter of the aperture in its pixels.
+
+        Raises
+        ------
+        InputRejected
+            If the array is no image of finite numbers >= 0, or does not cover the aperture.
+        """
+        given = np.asarray(amplitude, dtype=np.float64)
+        if given.ndim != 2 or not np.isfinite(given).all() or (given < 0).any():
+            raise InputRejected(
+                f"a measured transmission is an image of finite amplitudes >= 0, got the shape {given.shape}"
+                f"{'' if given.ndim == 2 else ', which is no image'}. Mask what was not measured."
+            )
+        if not 2 <= diameter_px <= min(given.shape):
+            raise InputRejected(
+                f"an aperture of {diameter_px:g} pixels does not lie within the measured image of "
+                f"{given.shape[1]} x {given.shape[0]}. Give the aperture's diameter in pixels of the image."
+            )
+        at = self.rho_axis * diameter_px / 2
+        points = np.meshgrid(*(at + (count - 1) / 2 for count in given.shape), indexing="ij")
+        sampled = map_coordinates(given, np.stack(points), order=1, mode="nearest")
+        return replace(self, amplitude=self.amplitude * sampled)
 
     @property
     def sample_pitch(self) -> float:

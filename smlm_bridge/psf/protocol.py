@@ -1,5 +1,6 @@
 """What every point spread function can do."""
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -31,4 +32,20 @@ class PSF(Protocol):
         (E, H, W) tensor, differentiable with respect to ``xyz_nm`` and ``blur_nm``; it sums to 1 over an
         unbounded camera.
         """
+        ...
+
+
+@runtime_checkable
+class AnalyticPSF(PSF, Protocol):
+    """A PSF that knows its derivatives without automatic differentiation."""
+
+    def derivatives(
+        self,
+        xyz_nm: Tensor,
+        shape: tuple[int, int],
+        *,
+        blur_nm: Tensor | None = None,
+        zernike: Sequence[int] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """(E, H, W) images and (E, 3 + len(zernike), H, W) derivatives by x, y, z and Zernike coefficients."""
         ...

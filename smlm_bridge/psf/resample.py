@@ -1,18 +1,132 @@
 """Separable weights that take samples of an image plane onto camera pixels, blurred and integrated.
 
-Samples of a band-limited image are spread by a Gaussian of ``SPREAD`` samples, which makes their sum smooth;
-the spread is taken out again, by ``sharpened`` (the samples' weights) or in a table's own spectrum, so that
-it leaves no blur in the image.
+Two ways. ``band_limited_weights`` interpolates with a windowed sinc: few samples suffice, but they must lie on
+a grid that halves the pixels evenly. ``pixel_weights`` spreads every sample by a Gaussian of ``SPREAD`` samples,
+wherever it lies; a table takes the spread out of its own spectrum, so that it leaves no blur in the image.
 """
 
 import math
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.special import i0
 from torch import Tensor
-from torch.nn.functional import pad
 
 SPREAD: Final = 0.7  # standard deviation in samples: the copies of the spectrum fall below 1e-4
+_BAND_SHARE: Final = 0.65  # of the samples' Nyquist band that the image may fill; the rest is transition
+_STOP_DB: Final = 80.0  # suppression of the copies of the spectrum
+_BLUR_REACH: Final = 3.5  # standard deviations of the blur that are followed beyond the interpolation's reach
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Samples along one axis of a window of pixels, and the interpolation between them.
+
+    Parameters
+    ----------
+    oversampling
+        Samples a pixel.
+    margin_px
+        Pixels around the window that are sampled too.
+    pixel_nm, cut_off_per_nm
+        Of the camera; and the largest spatial frequency of the image, rad/nm.
+    """
+
+    oversampling: int
+    margin_px: int
+    pixel_nm: float
+    cut_off_per_nm: float
+
+    @classmethod
+    def for_image(cls, *, pixel_nm: float, cut_off_per_nm: float, largest_blur_nm: float) -> "Grid":
+        """The coarsest grid that holds the image."""
+        oversampling = math.ceil(pixel_nm * cut_off_per_nm / (math.pi * _BAND_SHARE))
+        reach = _reach_nm(pixel_nm / oversampling, cut_off_per_nm) + _BLUR_REACH * largest_blur_nm
+        return cls(oversampling, math.ceil(reach / pixel_nm), pixel_nm, cut_off_per_nm)
+
+    @property
+    def pitch_nm(self) -> float:
+        """Distance of the samples."""
+        return self.pixel_nm / self.oversampling
+
+    def points(self, count: int, like: Tensor) -> Tensor:
+        """(S,) positions of the samples of a window of ``count`` pixels, which begins at 0."""
+        samples = torch.arange(
+            -self.margin_px * self.oversampling,
+            (count + self.margin_px) * self.oversampling,
+            device=like.device,
+            dtype=like.dtype,
+        )
+        return (samples + 0.5) * self.pitch_nm
+
+
+def band_limited_weights(grid: Grid, count: int, *, blur_nm: Tensor, integrate: bool) -> Tensor:
+    """(E, count, S) weights of a grid's samples in each pixel along one axis, for densities per nm.
+
+    The cosine transform of interpolation, blur and pixel: exp(-2 pi^2 sigma^2 f^2) sinc(f p) times the
+    spectrum of a sinc in a Kaiser window (Kaiser 1974), which is one up to the image's cut-off.
+
+    Parameters
+    ----------
+    grid
+        Where the samples are.
+    count
+        Pixels of the window.
+    blur_nm : (E,) tensor
+        Standard deviations of a Gaussian blur, >= 0; the weights are differentiable by them.
+    integrate
+        Whether pixels integrate or are read at their centres (times their width).
+    """
+    half_nm = _reach_nm(grid.pitch_nm, grid.cut_off_per_nm)
+    reach = half_nm + grid.pixel_nm / 2 + _BLUR_REACH * float(blur_nm.detach().max())
+    step = 1 / (2.2 * reach)
+    top = 1 / grid.pitch_nm - grid.cut_off_per_nm / (2 * math.pi)  # where the interpolation's spectrum ends
+    spectrum = _interpolation_spectrum(grid.pitch_nm, grid.cut_off_per_nm, step, math.ceil(top / step) + 1)
+    frequency = torch.arange(len(spectrum), dtype=blur_nm.dtype, device=blur_nm.device) * step
+    transfer = torch.as_tensor(spectrum, dtype=blur_nm.dtype, device=blur_nm.device)
+    if integrate:
+        transfer = transfer * torch.sinc(frequency * grid.pixel_nm)
+    transfer = transfer * torch.exp(-2 * (math.pi * frequency) ** 2 * blur_nm[:, None] ** 2)
+    # Distances from pixel to sample are whole numbers of half samples.
+    pixel = (2 * torch.arange(count, device=blur_nm.device) + 1) * grid.oversampling
+    sample = 2 * torch.arange(
+        -grid.margin_px * grid.oversampling,
+        (count + grid.margin_px) * grid.oversampling,
+        device=blur_nm.device,
+    )
+    lag = (pixel[:, None] - sample - 1).abs()
+    distance = torch.arange(int(reach / (grid.pitch_nm / 2)) + 1, device=blur_nm.device) * (grid.pitch_nm / 2)
+    kernel = transfer @ torch.cos(2 * math.pi * frequency[:, None] * distance.to(frequency))
+    kernel = torch.cat([kernel, kernel.new_zeros(kernel.shape[0], 1)], dim=1)
+    return kernel[:, lag.clamp_max(distance.numel())] * (grid.pixel_nm * grid.pitch_nm)
+
+
+def _reach_nm(pitch_nm: float, cut_off_per_nm: float) -> float:
+    """Half the length of the Kaiser window whose transition fits between the image and its first copy."""
+    transition = 2 * math.pi - 2 * cut_off_per_nm * pitch_nm  # rad a sample
+    return (_STOP_DB - 7.95) / (2.285 * transition) / 2 * pitch_nm
+
+
+@lru_cache(maxsize=64)
+def _interpolation_spectrum(
+    pitch_nm: float, cut_off_per_nm: float, step_per_nm: float, count: int
+) -> NDArray[np.float64]:
+    """(count,) cosine series of a sinc in a Kaiser window, by quadrature; its integral over x is one."""
+    half = _reach_nm(pitch_nm, cut_off_per_nm)
+    nodes, weights = np.polynomial.legendre.leggauss(160)
+    x, dx = half * nodes, half * weights
+    beta = 0.1102 * (_STOP_DB - 8.7)
+    window = i0(beta * np.sqrt(1 - nodes**2)) / i0(beta)
+    kernel = np.sinc(x / pitch_nm) / pitch_nm * window
+    frequency = np.arange(count) * step_per_nm
+    spectrum = np.cos(2 * np.pi * frequency[:, None] * x) @ (kernel * dx)
+    spectrum *= 2 * step_per_nm / spectrum[0]
+    spectrum[0] /= 2  # the constant of a cosine series
+    return np.asarray(spectrum)
 
 
 def pixel_weights(
@@ -58,21 +172,3 @@ def pixel_weights(
         exponent = (-0.5 * (distance / sigma) ** 2).clamp_min(-25.0)
         weights = torch.exp(exponent) * (pixel_nm / (math.sqrt(2 * math.pi) * sigma))
     return weights * sample_pitch_nm
-
-
-def sharpened(weights: Tensor) -> Tensor:
-    """Take a Gaussian of ``SPREAD`` samples out of weights (..., S), along the samples.
-
-    exp(SPREAD^2 theta^2 / 2) to second order in 1 - cos(theta), theta the phase step from sample to sample:
-    within 2 % of the inverse up to theta = 1.2, beyond the optical cut-off of ``PupilPSF``.
-    """
-    first = SPREAD**2
-    second = first / 6 + first**2 / 2
-    inner, near, far = 1 + first + 1.5 * second, -first / 2 - second, second / 4
-    count = weights.shape[-1]
-    wide = pad(weights, (2, 2))
-    return (
-        inner * weights
-        + near * (wide[..., 1 : count + 1] + wide[..., 3 : count + 3])
-        + far * (wide[..., :count] + wide[..., 4:])
-    )

@@ -5,18 +5,23 @@ import dataclasses
 import pytest
 import torch
 
+from smlm_bridge.optics.dipole import Dipole
 from smlm_bridge.optics.gaussian import Gaussian
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.pupil import Pupil
+from smlm_bridge.psf.bead import BeadPSF
 from smlm_bridge.psf.gaussian import GaussianPSF
-from smlm_bridge.psf.protocol import PSF
+from smlm_bridge.psf.protocol import PSF, AnalyticPSF
 from smlm_bridge.psf.pupil_psf import PupilPSF
+from smlm_bridge.psf.spectrum import SumPSF, spectral_psf
 from smlm_bridge.psf.spline import SplinePSF
 
 PIXEL = 110.0
 SHAPE = (23, 27)
 OPTICS = Optics(1.49, 1.518, 1.33, 670.0, PIXEL, focus_nm=300.0)
 PUPIL = Pupil.flat(40, {6: 0.6, 7: 0.2})
+
+WOBBLING = Dipole.partly_mobile(polar_deg=60.0, azimuth_deg=25.0, mobility=0.3)
 
 
 def of(optics: Optics, *, blur_nm: float = 0.0) -> PupilPSF:
@@ -35,6 +40,10 @@ MAKERS = {
     "vectorial-sampled": lambda: of(dataclasses.replace(OPTICS, pixel_integration=False)),
     "analyser": lambda: of(dataclasses.replace(OPTICS, analyser_deg=30.0)),
     "scalar": lambda: of(dataclasses.replace(OPTICS, model="scalar", supercritical=False)),
+    "scalar-fresnel": lambda: of(dataclasses.replace(OPTICS, model="scalar", apodisation="fresnel")),
+    "dipole": lambda: PupilPSF.of(OPTICS, PUPIL, dipole=WOBBLING, dtype=torch.float64),
+    "spectrum": lambda: spectral_psf(OPTICS, PUPIL, {640.0: 1.0, 680.0: 2.0}, dtype=torch.float64),
+    "bead": lambda: BeadPSF(of(dataclasses.replace(OPTICS, pixel_integration=False)), 100.0, layers=2),
     "spline": lambda: table(of(OPTICS)),
     "spline-sampled": lambda: table(of(dataclasses.replace(OPTICS, pixel_integration=False), blur_nm=60.0)),
 }
@@ -130,7 +139,24 @@ def test_no_blur_is_the_same_as_a_blur_of_zero(psf: PSF) -> None:
 
 
 def test_blurs_add_in_quadrature(psf: PSF) -> None:
+    if isinstance(psf, SumPSF | BeadPSF):
+        pytest.skip("made of PSFs, has no blur of its own")
     both = dataclasses.replace(psf, blur_nm=50.0)
     image = both.images(emitters(CENTRE), SHAPE, blur_nm=torch.tensor([120.0], dtype=torch.float64))
     once = dataclasses.replace(psf, blur_nm=130.0).images(emitters(CENTRE), SHAPE)
     assert float((image - once).abs().max() / once.max()) < 2e-4
+
+
+@pytest.mark.parametrize("blurred", [False, True])
+@pytest.mark.parametrize("z", [333.0, 0.0, -50.0])
+def test_analytic_derivatives_are_those_of_autodiff(psf: PSF, z: float, blurred: bool) -> None:
+    if not isinstance(psf, AnalyticPSF):
+        pytest.skip("has no analytic derivatives")
+    from smlm_bridge.crlb import differentiated
+
+    position = emitters((*CENTRE[:2], z), (800.0, 900.0, z + 40.0))
+    blur = torch.tensor([70.0, 30.0], dtype=torch.float64) if blurred else None
+    fraction, slopes = psf.derivatives(position, SHAPE, blur_nm=blur)
+    wanted, by_autodiff = differentiated(psf, position, SHAPE, blur_nm=blur)
+    torch.testing.assert_close(fraction, wanted, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(slopes, by_autodiff, rtol=1e-7, atol=1e-12)

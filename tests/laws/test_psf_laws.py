@@ -15,7 +15,7 @@ from smlm_bridge.optics.propagate import defocused, intensity
 from smlm_bridge.optics.pupil import Pupil
 from smlm_bridge.psf.gaussian import GaussianPSF
 from smlm_bridge.psf.pupil_psf import PupilPSF
-from smlm_bridge.psf.resample import sharpened
+from smlm_bridge.psf.resample import Grid, band_limited_weights
 from smlm_bridge.psf.spline import SplinePSF
 
 OPTICS = Optics(1.49, 1.518, 1.33, 670.0, 110.0, focus_nm=300.0)
@@ -175,12 +175,19 @@ def test_blur_is_a_gaussian_filter(blur_nm: float, integrate: bool) -> None:
     assert np.abs(image - wanted).max() / wanted.max() < 1e-3
 
 
-def test_sharpening_undoes_the_spread() -> None:
-    theta = torch.linspace(0, 1.14, 20, dtype=torch.float64)
-    lags = torch.arange(-40, 41, dtype=torch.float64)
-    impulse = (lags == 0).double()
-    gain = (sharpened(impulse) * torch.cos(theta[:, None] * lags)).sum(1)
-    torch.testing.assert_close(gain, torch.exp(0.5 * (0.7 * theta) ** 2), rtol=0.02, atol=0)
+@pytest.mark.parametrize("blur_nm", [0.0, 45.0])
+@pytest.mark.parametrize("integrate", [True, False])
+def test_filter_from_samples_to_pixels_is_blur_and_pixel(integrate: bool, blur_nm: float) -> None:
+    """Up to the cut-off every wave comes through as the Gaussian and the pixel would pass it."""
+    cut_off, pixel = 0.0279, 110.0
+    grid = Grid.for_image(pixel_nm=pixel, cut_off_per_nm=cut_off, largest_blur_nm=blur_nm)
+    sigma = torch.tensor([blur_nm], dtype=torch.float64)
+    weights = band_limited_weights(grid, 5, blur_nm=sigma, integrate=integrate)[0]
+    points, centres = grid.points(5, weights), (torch.arange(5, dtype=torch.float64) + 0.5) * pixel
+    for k in np.linspace(0, cut_off, 9):
+        passed = np.exp(-0.5 * (k * blur_nm) ** 2) * (np.sinc(k * pixel / 2 / np.pi) if integrate else 1.0)
+        wanted = pixel * passed * torch.cos(k * centres + 0.4)
+        torch.testing.assert_close(weights @ torch.cos(k * points + 0.4), wanted, rtol=0, atol=3e-4 * pixel)
 
 
 @pytest.fixture(scope="module")
