@@ -13,20 +13,34 @@ import pytest
 from smlm_bridge.calibration import Calibration
 from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected
-from smlm_bridge.io.calibration import load_calibration, save_calibration
+from smlm_bridge.io.calibration import load_calibration, load_channels, save_calibration
 from smlm_bridge.optics.gaussian import Gaussian
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.pupil import Pupil
+from smlm_bridge.pair import PairCalibration, read_calibration
+from smlm_bridge.psf.cubic_spline import CubicSpline
+from smlm_bridge.transform import Transform
 
 OPTICS = Optics(1.49, 1.518, 1.33, 605.0, 110.0, focus_nm=2300.0)
 GENERATOR = np.random.default_rng(7)
 PHASE, AMPLITUDE = GENERATOR.normal(size=(16, 16)), GENERATOR.uniform(0.5, 1.0, (16, 16))
 MAPS = Camera(np.full((3, 5), 100.0), np.full((3, 5), 0.45), GENERATOR.uniform(1, 2, (3, 5)), 0.9, 1.0)
+SPLINE = CubicSpline.of_stack(
+    GENERATOR.uniform(0, 0.01, (5, 7, 9)), pixel_nm=110.0, z_first_nm=0.0, z_step_nm=250.0, centre=(3.5, 3.0)
+)
 KINDS = {
     "pupil": Calibration(OPTICS, Pupil(PHASE, AMPLITUDE), z_range_nm=(-100.0, 4000.0), blur_nm=81.5),
     "zernike": Calibration(OPTICS, Pupil.flat(32, {6: 0.6, 11: -0.25}), provenance={"seed": 3, "rrse": 0.09}),
     "mask": Calibration(OPTICS, Pupil(PHASE, AMPLITUDE, pitch=0.0131)),
     "gaussian": Calibration(OPTICS, gaussian=Gaussian((130.0, 140.0), (-200.0, 200.0), (400.0, np.inf))),
+    "curved": Calibration(
+        OPTICS,
+        gaussian=Gaussian(
+            (130.0, 140.0), (300.0, 500.0), (400.0, 450.0), (0.1, -0.05), (0.02, 0.01), angle_rad=0.3
+        ),
+    ),
+    "spline": Calibration(OPTICS, z_range_nm=(0.0, 1000.0), spline=SPLINE),
+    "pupil and spline": Calibration(OPTICS, Pupil.flat(16), z_range_nm=(0.0, 1000.0), spline=SPLINE),
     "maps": Calibration(OPTICS, Pupil.flat(16), camera=MAPS),
     "emccd": Calibration(OPTICS, Pupil.flat(16), camera=Camera(200.0, 12.5, 60.0, 0.95, 300.0)),
     "all optics": Calibration(
@@ -44,6 +58,10 @@ def assert_same(one: Calibration, other: Calibration) -> None:
     assert (one.gaussian, one.z_range_nm, one.blur_nm) == (other.gaussian, other.z_range_nm, other.blur_nm)
     assert dict(one.provenance) == dict(other.provenance)
     assert (one.pupil is None) == (other.pupil is None)
+    assert (one.spline is None) == (other.spline is None)
+    if one.spline is not None and other.spline is not None:
+        for name in ("coefficients", "centre", "z_first_nm", "z_step_nm", "pixel_nm", "samples_per_px"):
+            np.testing.assert_array_equal(getattr(one.spline, name), getattr(other.spline, name))
     if one.pupil is not None and other.pupil is not None:
         assert one.pupil.zernike_rad == other.pupil.zernike_rad
         assert one.pupil.pitch == other.pupil.pitch
@@ -83,6 +101,7 @@ def test_every_kind_has_its_own_hash() -> None:
         {"optics": replace(OPTICS, wavelength_nm=606.0)},
         {"optics": replace(OPTICS, analyser_deg=0.0)},
         {"camera": Camera(offset=1.0)},
+        {"spline": SPLINE, "z_range_nm": (0.0, 1000.0)},
         {"pupil": Pupil(PHASE + 1e-3, AMPLITUDE)},
         {"pupil": Pupil(PHASE, AMPLITUDE * 0.99)},
         {"pupil": Pupil(PHASE, AMPLITUDE, pitch=0.12)},
@@ -128,6 +147,19 @@ def test_blur_and_pixels_reach_the_gaussian_psf() -> None:
         {},
         {"pupil": Pupil.flat(16), "gaussian": Gaussian((100.0, 100.0))},
         {"pupil": Pupil.flat(16), "z_range_nm": (100.0, 100.0)},
+        {"pupil": Pupil.flat(16), "z_range_nm": (0.0, 4.5)},
+        {"pupil": Pupil.flat(16), "z_range_nm": (0.0, 4.5e6)},
+        {"pupil": Pupil(np.full((16, 16), 1e4), np.ones((16, 16)))},
+        {"pupil": Pupil(np.zeros((16, 16)), np.zeros((16, 16)))},
+        {"pupil": Pupil.flat(16, {6: 4000.0})},
+        {"pupil": Pupil.flat(16), "camera": Camera(offset=1e9)},
+        {"pupil": Pupil.flat(16), "camera": Camera(e_per_adu=1e6)},
+        {"pupil": Pupil.flat(16), "camera": Camera(em_gain=1e5)},
+        {"spline": SPLINE, "blur_nm": 10.0},
+        {"spline": SPLINE, "z_range_nm": (0.0, 1500.0)},
+        {"spline": replace(SPLINE, pixel_nm=100.0)},
+        {"spline": replace(SPLINE, coefficients=np.zeros((4, 31, 31, 64)))},
+        {"gaussian": Gaussian((100.0, 100.0), (0.0, 0.0), (300.0, 300.0), (-2.0, 0.0))},
         {"pupil": Pupil.flat(16), "z_range_nm": (0.0, np.nan)},
         {"pupil": Pupil.flat(16), "blur_nm": -1.0},
         {"pupil": Pupil.flat(16), "blur_nm": float("nan")},
@@ -189,6 +221,23 @@ DAMAGE: dict[str, Callable[[h5py.File], None]] = {
     "amplitude negative": replaced("pupil", "amplitude", -np.ones((16, 16))),
     "phase elsewhere": replaced("pupil", "phase_rad", h5py.ExternalLink("/etc/hostname", "/x")),
     "zernike lengths differ": lambda f: f["pupil"].attrs.create("zernike_rad", [0.1, 0.2]),
+    "no hash, other content": lambda f: f.attrs.modify("blur_nm", 82.5),
+    "another hash": lambda f: f.attrs.create("hash", "0" * 64),
+    "no camera offset": lambda f: f["camera"].attrs.__delitem__("offset"),
+    "no model": lambda f: f["optics"].attrs.__delitem__("model"),
+    "wavelength in um": lambda f: f["optics"].attrs.modify("wavelength_nm", 0.605),
+    "heights in um": lambda f: f.attrs.create("z_range_nm", [0.0, 4.0]),
+    "phase in degrees": replaced("pupil", "phase_rad", np.full((16, 16), 7200.0)),
+    "blur is text": lambda f: f.attrs.create("blur_nm", "81.5"),
+    "a part of a newer program": lambda f: f.create_group("colour"),
+    "half an index": lambda f: (
+        f["pupil"].attrs.create("zernike_noll", [5.5]),
+        f["pupil"].attrs.create("zernike_rad", [0.1]),
+    ),
+    "optics elsewhere": lambda f: (
+        f.__delitem__("optics"),
+        f.__setitem__("optics", h5py.ExternalLink("/etc/hostname", "/x")),
+    ),
     "a dataset as camera": lambda f: (f.__delitem__("camera"), f.create_dataset("camera", data=1.0)),
 }
 
@@ -262,3 +311,150 @@ def test_files(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputRejected, match=words):
             load_calibration(tmp_path / path)
+
+
+#: As the program wrote them before version 2 existed: files that users have must keep theirs.
+FIRST_HASHES = {
+    "pupil": "506cc1fef9228b224ac446aa50565aeaba4448b4f2c046fc9d07394d19a9dc69",
+    "zernike": "c6253715b6aa227aa1c2990711b86734d9915087b8df9dc4477bcc0c60b321bf",
+    "mask": "29c06287be3b9e800e06d08616bee3cb8392f18a6f97a715643823bd05f3bf54",
+    "gaussian": "d1b7a0dcf9a3317a7b0f15777c15d65044c437df9bf84293eb39cc83895b1e0c",
+    "emccd": "8041c13afcb79cdb716073acd49881dc49331075abe84784dd273218aa0b199d",
+    "all optics": "26a6e13cac8c554912395639d29a8377ee8a0e629e66544817e17719edb8cebd",
+}
+SHIPPED_HASHES = {
+    "telomeres_tetrapod": "65b40423908156ba53bd3009fd87a9acf6c2dd2f7a1df852c2fd7d4202a382c3",
+    "tetrapod_storm": "58d28d40ad1dfabf8096005e9c34504577ae5a1a467ea13580e725c2f36832af",
+    "tetrapod_telomere": "c65430e6d16643145ea8ec52de1668e0ac68359b77bf8b04fb205d9e4104589f",
+}
+
+
+def test_hashes_of_existing_calibrations_do_not_change() -> None:
+    for kind, digest in FIRST_HASHES.items():
+        assert KINDS[kind].hash == digest, kind
+
+
+def test_shipped_calibrations_keep_their_hash() -> None:
+    for name, digest in SHIPPED_HASHES.items():
+        assert load_calibration(name).hash == digest, name
+
+
+def test_a_file_of_the_first_version_is_read_without_its_hash() -> None:
+    data = changed("pupil", lambda f: f.attrs.__delitem__("hash"))
+    assert Calibration.from_bytes(data).hash == KINDS["pupil"].hash
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    [("pupil", 1), ("gaussian", 1), ("curved", 2), ("spline", 2), ("pupil and spline", 2)],
+)
+def test_a_file_has_the_least_version_that_holds_it(kind: str, version: int) -> None:
+    with h5py.File(io.BytesIO(KINDS[kind].to_bytes()), "r") as file:
+        assert file.attrs["version"] == version
+        assert file.attrs["hash"] == KINDS[kind].hash
+
+
+SPLINE_DAMAGE: dict[str, Callable[[h5py.File], None]] = {
+    "no coefficients": lambda f: f["spline"].__delitem__("coefficients"),
+    "coefficients are nan": replaced("spline", "coefficients", np.full((4, 6, 8, 64), np.nan)),
+    "63 powers": replaced("spline", "coefficients", np.zeros((4, 6, 8, 63))),
+    "coefficients flat": replaced("spline", "coefficients", np.zeros(100)),
+    "too wide": replaced("spline", "coefficients", np.zeros((4, 32, 32, 64))),
+    "no step": lambda f: f["spline"].attrs.__delitem__("z_step_nm"),
+    "no centre": lambda f: f["spline"].attrs.__delitem__("centre"),
+    "step is nan": lambda f: f["spline"].attrs.modify("z_step_nm", np.nan),
+    "centre outside": lambda f: f["spline"].attrs.create("centre", [3.0, 9.0]),
+    "centre of three": lambda f: f["spline"].attrs.create("centre", [3.0, 3.0, 3.0]),
+    "half a sample": lambda f: f["spline"].attrs.create("samples_per_px", 1.5),
+    "unknown field": lambda f: f["spline"].attrs.create("colour", 1.0),
+    "another pixel": lambda f: f["spline"].attrs.modify("pixel_nm", 0.11),
+    "one value changed": lambda f: f["spline"]["coefficients"].__setitem__((0, 0, 0, 0), 0.5),
+}
+
+
+@pytest.mark.parametrize("damage", SPLINE_DAMAGE)
+def test_damaged_splines_are_rejected_and_named(damage: str) -> None:
+    with pytest.raises(InputRejected, match=r"broken\.psf\.h5"):
+        Calibration.from_bytes(changed("spline", SPLINE_DAMAGE[damage]), name="broken.psf.h5")
+
+
+def test_a_spline_calibration_renders_its_spline() -> None:
+    import torch
+
+    position = np.array([[500.0, 420.0, 333.0]])
+    images = KINDS["spline"].psf().images(torch.tensor(position), (9, 9)).numpy()
+    np.testing.assert_allclose(images, SPLINE.images(position, (9, 9)), atol=1e-8)
+    assert images.max() > 0.005
+
+
+def pair() -> PairCalibration:
+    transform = Transform.affine([[1.0, 0.02], [-0.02, 1.0]], (150.0, -80.0))
+    first = replace(KINDS["pupil"], z_range_nm=(0.0, 900.0))
+    return PairCalibration(first, KINDS["spline"], transform, 0.8, {"made_by": "tests"})
+
+
+def test_a_pair_keeps_both_channels_the_transform_and_the_ratio(tmp_path: Path) -> None:
+    one = pair()
+    save_calibration(tmp_path / "pair.psf.h5", one)
+    other = load_channels(tmp_path / "pair.psf.h5")
+    assert isinstance(other, PairCalibration)
+    for before, after in zip(one.channels, other.channels, strict=True):
+        assert_same(before, after)
+    assert (other.photon_ratio, other.z_range_nm) == (0.8, (0.0, 900.0))
+    assert other.transform.apply([[100.0, 200.0]])[0] == pytest.approx([254.0, 118.0])
+    assert other.hash == one.hash
+    assert KINDS["pupil"].channels == (KINDS["pupil"],)
+    assert replace(one, photon_ratio=0.81).hash != one.hash
+    assert replace(one, transform=Transform.identity()).hash != one.hash
+
+
+def test_one_channel_is_not_taken_for_two_nor_two_for_one(tmp_path: Path) -> None:
+    save_calibration(tmp_path / "pair.psf.h5", pair())
+    with pytest.raises(InputRejected, match="pair of channels"):
+        load_calibration(tmp_path / "pair.psf.h5")
+    with pytest.raises(InputRejected, match="pair of channels"):
+        Calibration.from_bytes(pair().to_bytes())
+    with pytest.raises(InputRejected, match="smlm-bridge join"):
+        PairCalibration.from_bytes(KINDS["pupil"].to_bytes())
+
+
+PAIR_DAMAGE: dict[str, Callable[[h5py.File], None]] = {
+    "no second channel": lambda f: f.__delitem__("channel2"),
+    "no transform": lambda f: f.attrs.__delitem__("transform"),
+    "transform in pixels": lambda f: f.attrs.create("transform", f.attrs["transform"].replace("nm", "px")),
+    "transform is a number": lambda f: f.attrs.create("transform", 1.0),
+    "no ratio": lambda f: f.attrs.__delitem__("photon_ratio"),
+    "ratio is nan": lambda f: f.attrs.modify("photon_ratio", np.nan),
+    "ratio is 0": lambda f: f.attrs.modify("photon_ratio", 0.0),
+    "another ratio": lambda f: f.attrs.modify("photon_ratio", 0.9),
+    "three channels": lambda f: f.create_group("channel3"),
+    "no common heights": lambda f: f["channel1"].attrs.create("z_range_nm", [2000.0, 3000.0]),
+    "damage in a channel": lambda f: f["channel1"]["optics"].attrs.modify("pixel_nm", 0.11),
+}
+
+
+@pytest.mark.parametrize("damage", PAIR_DAMAGE)
+def test_damaged_pairs_are_rejected_and_named(damage: str) -> None:
+    buffer = io.BytesIO(pair().to_bytes())
+    with h5py.File(buffer, "r+") as file:
+        PAIR_DAMAGE[damage](file)
+    with pytest.raises(InputRejected, match=r"broken\.psf\.h5"):
+        read_calibration(buffer.getvalue(), name="broken.psf.h5")
+
+
+def test_a_rotated_gaussian_turns_as_in_thunderstorm() -> None:
+    import torch
+
+    widths, angle = Gaussian((100.0, 200.0), angle_rad=0.4), 0.4
+    psf = Calibration(OPTICS, gaussian=widths).psf()
+    position = torch.tensor([[1120.0, 1060.0, 0.0]], dtype=torch.float64)
+    image = psf.images(position, (20, 20))[0].numpy()
+    sub = (np.arange(20 * 100) + 0.5) * 1.1  # 100 x 100 points in every pixel
+    x, y = sub[None] - 1120.0, sub[:, None] - 1060.0
+    first, second = x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
+    fine = np.exp(-0.5 * ((first / 100) ** 2 + (second / 200) ** 2)) / (2 * np.pi * 100 * 200)
+    expected = fine.reshape(20, 100, 20, 100).sum(axis=(1, 3)) * 1.1**2
+    np.testing.assert_allclose(image, expected, atol=1e-4 * expected.max())
+    turned = Calibration(OPTICS, gaussian=replace(widths, angle_rad=1e-9)).psf().images(position, (20, 20))
+    plain = Calibration(OPTICS, gaussian=replace(widths, angle_rad=0.0)).psf().images(position, (20, 20))
+    torch.testing.assert_close(turned, plain, atol=2e-5, rtol=0)

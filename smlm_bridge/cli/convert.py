@@ -1,7 +1,8 @@
-"""``convert``: tables and masks into other formats."""
+"""``convert``: tables, masks and calibrations into other formats."""
 
+import warnings
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -10,18 +11,26 @@ from smlm_bridge.cli.reporting import Summary, aligned
 from smlm_bridge.cli.values import RANGE
 from smlm_bridge.cli.verbs import refuse_not_built
 from smlm_bridge.io.formats import FORMATS as TABLES
-from smlm_bridge.io.formats import format_of
+from smlm_bridge.io.formats import format_of as table_format_of
+from smlm_bridge.io.psf_formats import FORMATS as PSFS
+from smlm_bridge.io.psf_formats import format_of as psf_format_of
+
+if TYPE_CHECKING:
+    from smlm_bridge.calibration import Calibration
+    from smlm_bridge.io.psf_formats import Request
 
 # What is no table; _sml.mat is one, and x.psf.h5 is not.
-EXTENSIONS = {".psf.h5": "calibration", ".mat": "mask", ".tif": "mask", ".tiff": "mask"}
-FORMATS = (*TABLES, "mask", "calibration")
-HALF_Z_RANGE_NM = 2000.0
+EXTENSIONS = {
+    ".psf.h5": "calibration", ".onnx": "calibration", ".mat": "mask", ".tif": "mask", ".tiff": "mask"
+}  # fmt: skip
+FORMATS = (*TABLES, *PSFS, "mask", "calibration")
+NO_OPTICS = "the microscope is missing: give --setup FILE.toml with [optics], or options of the same names."
 
 
 @verb(
     "convert",
     units="lengths in nm, frames from 1; masks in rad.",
-    example="smlm-bridge convert tetrapod.mat tetrapod.psf.h5 --setup microscope.toml --z-nm 0:4000",
+    example="smlm-bridge convert bead_3dcal.mat astigmatic.psf.h5 --setup microscope.toml",
 )
 @click.argument("source", metavar="IN", type=PATH)
 @click.argument("target", metavar="OUT", type=PATH)
@@ -36,10 +45,12 @@ HALF_Z_RANGE_NM = 2000.0
     show_default=True,
     help="Names of the columns of a ThunderSTORM table.",
 )
-@click.option(
-    "--z-nm", type=RANGE, help="Heights a calibration made of a mask is for; absent: about the focus."
-)
-@click.option("--blur-nm", type=float, default=0.0, help="Its Gaussian blur (standard deviation).")
+@click.option("--z-nm", type=RANGE,
+              help="Heights the calibration is for; absent: those of IN, or about the focus.")  # fmt: skip
+@click.option("--blur-nm", type=float, default=0.0, help="Gaussian blur (standard deviation) with a mask.")
+@click.option("--box-px", type=int, default=31, show_default=True,
+              help="Width of the spline that is written for SMAP or uiPSF, odd.")  # fmt: skip
+@click.option("--z-step-nm", type=float, default=50.0, show_default=True, help="Spacing of its planes.")
 @setup_options(mask=True)
 def command(
     run: Run,
@@ -51,6 +62,8 @@ def command(
     thunderstorm_version: Literal["1.3", "dev"],
     z_nm: tuple[float, float] | None,
     blur_nm: float,
+    box_px: int,
+    z_step_nm: float,
     setup: SetupReader,
 ) -> Summary:
     """Convert IN to OUT, by their extensions.
@@ -60,30 +73,56 @@ def command(
     theirs it is known already when they are read. Rows that the format cannot hold are left out and counted
     on stderr; rows is what OUT has.
 
-    A designed phase mask (.mat, TIFF) into a calibration (.psf.h5), which needs the microscope and the relay
-    of the mask: --setup, or options of the same names. Of a mask's default heights the focus is the middle.
+    A designed phase mask (.mat, TIFF) into a calibration (.psf.h5) and back, which needs the microscope and the
+    relay of the mask: --setup, or options of the same names.
+
+    PSFs of other programs into a calibration and back: _3dcal.mat (SMAP's spline), .h5 (uiPSF), .json
+    (ZOLA-3D), .yaml (ThunderSTORM's astigmatism). What their files do not say of the microscope comes from
+    --setup or options; where no heights are known, the focus is the middle.
     """
-    kind_in, kind_out = from_format or _format(source), to_format or _format(target)
-    if kind_in in TABLES and kind_out in TABLES:
+    kinds = _kinds(source, target, from_format, to_format)
+    if kinds[0] in TABLES and kinds[1] in TABLES:
         run.outputs(target)
         rows = _table(
             source,
             target,
-            kinds=(kind_in, kind_out),
+            kinds=kinds,
             pixel_nm=setup.given["pixel_nm"],
             version=thunderstorm_version,
             overwrite=run.overwrite,
         )
         return Summary({"rows": rows}, f"{target}: {rows} rows")
-    if (kind_in, kind_out) == ("mask", "calibration"):
-        run.outputs(target)
-        return _mask(run, source, target, z_nm=z_nm, blur_nm=blur_nm, setup=setup)
-    refuse_not_built(f"converting {kind_in} ({source}) to {kind_out} ({target})")
+    physics = (*PSFS, "mask", "calibration")
+    if kinds[0] not in physics or kinds[1] not in physics or kinds[0] == kinds[1]:
+        refuse_not_built(f"converting {kinds[0]} ({source}) to {kinds[1]} ({target})")
+    run.outputs(target)
+    request = _request(setup, z_nm=z_nm, box_px=box_px, z_step_nm=z_step_nm)
+    if kinds[0] == "mask":
+        calibration = _of_mask(source, request, setup, blur_nm=blur_nm)
+    elif kinds[0] == "calibration":
+        calibration = _loaded(source, z_nm)
+    else:
+        from smlm_bridge.io import psf_formats
+
+        calibration = psf_formats.read(source, request, name=kinds[0])
+    return _write(calibration, target, kinds[1], request, setup, overwrite=run.overwrite)
+
+
+def _kinds(source: Path, target: Path, given_in: str | None, given_out: str | None) -> tuple[str, str]:
+    """Formats of both files; what else is a table (.h5) is a PSF beside a calibration."""
+    kind_in, kind_out = given_in or _format(source), given_out or _format(target)
+    if kind_out in ("calibration", *PSFS) and given_in is None:
+        kind_in = psf_format_of(source) or kind_in
+    if kind_in in ("calibration", "mask", *PSFS) and given_out is None:
+        kind_out = psf_format_of(target) or kind_out
+    return kind_in, kind_out
 
 
 def _format(path: Path) -> str:
-    if table := format_of(path):
+    if table := table_format_of(path):
         return table
+    if psf := psf_format_of(path):
+        return psf
     for extension, name in EXTENSIONS.items():
         if path.name.lower().endswith(extension):
             return name
@@ -111,51 +150,114 @@ def _table(
     return formats.write(target, table, name=kinds[1], pixel_nm=pixel_nm, overwrite=overwrite)
 
 
-def _mask(
-    run: Run,
-    source: Path,
-    target: Path,
-    *,
-    z_nm: tuple[float, float] | None,
-    blur_nm: float,
-    setup: SetupReader,
-) -> Summary:
+def _request(
+    setup: SetupReader, *, z_nm: tuple[float, float] | None, box_px: int, z_step_nm: float
+) -> "Request":
+    """What the files do not say; of the microscope options win over the file, the file over the setup."""
     from smlm_bridge import __version__
-    from smlm_bridge.calibration import Calibration
     from smlm_bridge.camera import Camera
-    from smlm_bridge.conventions import paraxial_focus_nm
-    from smlm_bridge.io.calibration import save_calibration
+    from smlm_bridge.errors import UsageError
+    from smlm_bridge.io.psf_formats import Request
+    from smlm_bridge.io.setup import OPTICS_KEYS
+    from smlm_bridge.optics.microscope import Optics
+
+    if z_step_nm <= 0:
+        raise UsageError(f"--z-step-nm {z_step_nm:g} must be above 0.")
+
+    def optics(found: Any) -> Optics:
+        own = {
+            key: value for key, value in found.items() if setup.given.get(key) is None and value is not None
+        }
+        options = {key: value for key, value in own.items() if key in OPTICS_KEYS}
+        microscope = SetupReader(setup.path, {**setup.given, **options})().optics
+        if microscope is None:
+            raise UsageError(NO_OPTICS)
+        return microscope
+
+    return Request(
+        optics=optics,
+        camera=SetupReader(setup.path, _camera_given(setup))().camera or Camera(),
+        z_range_nm=z_nm,
+        box_px=box_px,
+        z_step_nm=z_step_nm,
+        made_by=f"smlm_bridge {__version__}, convert",
+    )
+
+
+def _camera_given(setup: SetupReader) -> dict[str, Any]:
+    names = ("offset", "e_per_adu", "read_noise_e", "quantum_efficiency", "em_gain")
+    return {name: setup.given.get(name) for name in names}
+
+
+def _loaded(source: Path, z_nm: tuple[float, float] | None) -> "Calibration":
+    from dataclasses import replace
+
+    from smlm_bridge.io.calibration import load_calibration
+
+    calibration = load_calibration(source)
+    return calibration if z_nm is None else replace(calibration, z_range_nm=z_nm)
+
+
+def _of_mask(source: Path, request: "Request", setup: SetupReader, *, blur_nm: float) -> "Calibration":
+    from smlm_bridge.calibration import Calibration
+    from smlm_bridge.io.psf_formats import heights
     from smlm_bridge.io.setup import load_mask
 
     known = SetupReader(setup.path, {**setup.given, "file": str(source)})()
     optics = required(known.optics, "a mask needs the microscope: give --setup FILE.toml with [optics].")
     assert known.mask is not None  # its file is given, so the relay was checked
-    pupil = load_mask(known.mask, optics)
-    if z_nm is None:
-        focus = paraxial_focus_nm(optics.focus_nm, optics.sample_index, optics.immersion_index)
-        low = max(0.0, focus - HALF_Z_RANGE_NM)
-        z_nm = (low, low + 2 * HALF_Z_RANGE_NM)
     provenance = {
-        "made_by": f"smlm_bridge {__version__}, convert",
+        "made_by": request.made_by,
         "mask": source.name,
         "variable": known.mask.variable,
         "slm_pixel_um": known.mask.slm_pixel_um,
         "relay_focal_mm": known.mask.relay_focal_mm,
         "magnification": known.mask.magnification,
     }
-    calibration = Calibration(
+    return Calibration(
         optics=optics,
-        pupil=pupil,
-        camera=known.camera or Camera(),
-        z_range_nm=z_nm,
+        pupil=load_mask(known.mask, optics),
+        camera=request.camera,
+        z_range_nm=heights(optics, request),
         blur_nm=blur_nm,
         provenance=provenance,
     )
-    save_calibration(target, calibration, overwrite=run.overwrite)
-    values = {
+
+
+def _write(
+    calibration: "Calibration",
+    target: Path,
+    kind: str,
+    request: "Request",
+    setup: SetupReader,
+    *,
+    overwrite: bool,
+) -> Summary:
+    notes: list[str] = []
+    if kind == "calibration":
+        from smlm_bridge.io.calibration import save_calibration
+
+        save_calibration(target, calibration, overwrite=overwrite)
+    elif kind == "mask":
+        from smlm_bridge.io.psf_formats.mask import write_mask
+
+        known = SetupReader(setup.path, {**setup.given, "file": str(target)})()
+        assert known.mask is not None
+        notes = write_mask(target, calibration, known.mask, overwrite=overwrite)
+    else:
+        from smlm_bridge.io import psf_formats
+
+        notes = psf_formats.write(target, calibration, request, name=kind, overwrite=overwrite)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    values: dict[str, object] = {
         "rows": None,
-        "pupil_diameter_px": 2.0 / pupil.sample_pitch,
-        "z_range_nm": list(z_nm),
+        "psf": calibration.psf_kind,
+        "z_range_nm": list(calibration.z_range_nm),
         "hash": calibration.hash,
+        "notes": notes,
     }
-    return Summary(values, aligned({"calibration": str(target), **values}))
+    if calibration.pupil is not None:
+        values["pupil_diameter_px"] = 2.0 / calibration.pupil.sample_pitch
+    shown = {key: value for key, value in values.items() if key not in ("rows", "notes")}
+    return Summary(values, aligned({"written": str(target), **shown}))

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected
+from smlm_bridge.io.formats.mat5 import read_mat
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.pupil import Pupil
 
@@ -38,6 +39,12 @@ class _OpticsTable(_Table):
     analyser_deg: float | None = None
     coverslip_index: float | None = None
     pixel_integration: bool = True
+    apodisation: Literal["none", "aplanatic", "fresnel"] | None = None
+    coverslip_thickness_nm: float | None = None
+    design_coverslip_nm: float | None = None
+    design_coverslip_index: float | None = None
+    design_immersion_index: float | None = None
+    working_distance_nm: float | None = None
 
 
 class _MaskTable(_Table):
@@ -57,6 +64,8 @@ class _CameraTable(_Table):
 
 
 _TABLES: Mapping[str, type[_Table]] = {"optics": _OpticsTable, "mask": _MaskTable, "camera": _CameraTable}
+#: Keys of ``[optics]``.
+OPTICS_KEYS = tuple(_OpticsTable.model_fields)
 _CAMERA_MAPS = ("offset", "e_per_adu", "read_noise_e")
 _SPOKEN = {
     "na": "numerical_aperture",
@@ -358,25 +367,11 @@ def _read_mask(spec: MaskSpec) -> FloatArray:
 
 def _read_mat(path: Path) -> dict[str, FloatArray]:
     """Every real 2-D array of a .mat file that is no scalar or vector."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        content = loadmat(path)
-    except NotImplementedError as error:
-        raise InputRejected(f"'{path}' is a MATLAB 7.3 file, which is not read; save it with -v7.") from error
-    except (MatReadError, ValueError, OSError, TypeError) as error:
-        raise InputRejected(f"'{path}' is not a MATLAB file ({error}).") from error
-    arrays: dict[str, FloatArray] = {}
-    for name, value in content.items():
-        if (
-            isinstance(value, np.ndarray)
-            and value.ndim == 2
-            and value.dtype.kind in "iuf"
-            and min(value.shape) > 1
-        ):
-            arrays[name] = value.astype(np.float64)
-    return arrays
+    return {
+        name: value.astype(np.float64)
+        for name, value in read_mat(path).items()
+        if isinstance(value, np.ndarray) and value.ndim == 2 and min(value.shape) > 1
+    }
 
 
 def _check_scale(name: str, value: float, low: float, high: float, slips: Mapping[float, str]) -> None:
