@@ -187,6 +187,8 @@ def fake_retrieval(z=12, size=33, pupil=True, **changes):
         "analysers": {"none": -1234.5, "90": -1300.0},
         "warnings": (EVIL,),
         "seconds": 12.0,
+        "beads": (),
+        "uncertainty": None,
     }
     return SimpleNamespace(**(values | changes)), stack
 
@@ -220,6 +222,23 @@ def test_calibration_page_of_two_slices_with_a_better_twin_and_no_bound():
     text = "".join(reader.text)
     assert "mirrored solution fits slightly better" in text
     assert "all slices were fitted" in text
+
+
+def test_calibration_page_lists_beads_and_what_stays_uncertain():
+    from smlm_bridge.retrieve.result import BeadFit, Uncertainty
+
+    beads = (
+        BeadFit(0, 1650.4, 1700.0, 0.0, (20.0, -3.0), 5000.0, 0.1, 0.9876),
+        BeadFit(1, 900.0, 800.0, rejected=EVIL),
+    )
+    doubt = Uncertainty((5, 11), np.diag([0.01**2, 0.02**2]), 1.25, 0.61, -0.3)
+    twin = fake_retrieval()[0].twin | {"told_apart": False, "zernike_rad": {5: -0.4, 11: 0.2}}
+    retrieval, stack = fake_retrieval(beads=beads, uncertainty=doubt, twin=twin, warnings=())
+    text = "".join(read(calibration_page(retrieval, stack, title="field")).text)
+    assert f"set aside: {EVIL}" in text
+    assert all(part in text for part in ("+20, -3", "0.9876", "+0.61", "-0.30", "1.2 nm"))
+    assert "cannot tell the two apart" in text
+    assert "Z5 -0.40" in text
 
 
 def test_calibration_page_of_a_gaussian_has_no_pupil():
@@ -290,6 +309,15 @@ def test_scale_of_z_has_round_ends_around_the_bulk():
 )
 def test_round_lengths(length, wanted):
     assert round_length(length) == pytest.approx(wanted)
+
+
+def test_crlb_plot_over_photons():
+    several = pd.concat(
+        [CRLB.assign(photons=n, sigma_x_nm=CRLB["sigma_x_nm"] / n**0.5) for n in range(100, 1100, 100)]
+    )
+    assert size(crlb_plot_png(several))[0] > 1000
+    assert size(crlb_plot_png(several[several["z_nm"] == CRLB["z_nm"][0]]))[0] > 1000
+    assert size(crlb_plot_png(CRLB.assign(photons=500.0)))[0] < 1000
 
 
 def test_crlb_plot():

@@ -1,6 +1,6 @@
 """``calibrate``: a bead stack to a calibration."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +53,11 @@ AUTO_ANALYSERS_DEG = (None, 0.0, 90.0)
 @click.option("--bead-diameter-nm", type=float, help="Of the bead, on the coverslip; absent: 100.")
 @click.option("--psf", type=click.Choice(["pupil", "spline", "gaussian"]), default="pupil", show_default=True,
               help="Model of the PSF.")  # fmt: skip
+@click.option("--box-px", type=int, help="Window about a bead of --psf spline and gaussian, odd; absent: 31.")
 @click.option("--analyser", type=ANALYSER, help="Linear analyser, degrees; auto lets the likelihood choose; "
               "absent: the setup's, else auto.")  # fmt: skip
 @click.option("--method", type=click.Choice(["joint", "zelger"]), default="joint", show_default=True,
-              help="How the pupil is fitted.")  # fmt: skip
+              help="How the pupil is fitted; zelger: as published in 2018, for comparison.")  # fmt: skip
 @click.option("--fit-slices", type=SLICES, default="all", show_default=True,
               help="Slices that are fitted; the others are scored as held out.")  # fmt: skip
 @file_option("--model-stack", "The fitted model of every slice in the data's own counts, .tif.")
@@ -72,6 +73,7 @@ def command(
     initial_mask: Path | None,
     bead_diameter_nm: float | None,
     psf: str,
+    box_px: int | None,
     analyser: str | float | None,
     method: str,
     fit_slices: str | tuple[int, int, int],
@@ -79,18 +81,38 @@ def command(
     report: Path | None,
     setup: SetupReader,
 ) -> Summary:
-    """Retrieve the PSF of a microscope from STACK, one bead at several focus positions.
+    """Retrieve the PSF of a microscope from STACK, beads at several focus positions.
+
+    A STACK shows one bead, or is a raw field with many: those that stand alone are found, and all beads of all
+    stacks are fitted together; one that disagrees with the others is left out, with the reason.
+
+    --psf spline averages the beads that stand alone into a cubic spline, --psf gaussian fits the widths of an
+    astigmatic Gaussian to their average; both see --box-px about a bead.
 
     The sign of --z-step-nm is never guessed: the mirrored solution fits nearly as well (its scores stand
     under 'twin'). The microscope comes from --setup or options of the same names.
     """
-    if psf != "pupil":
-        refuse_not_built(f"--psf {psf} of 'calibrate'")
-    if method != "joint":
-        refuse_not_built(f"--method {method} of 'calibrate'")
-    if len(stacks) > 1:
-        refuse_not_built("calibrating from several stacks at once")
     run.outputs(output, model_stack, report)
+    if psf != "pupil":
+        from smlm_bridge.cli.bead_average import calibrate_average
+
+        return calibrate_average(
+            run,
+            stacks,
+            known=setup(),
+            psf=psf,
+            output=output,
+            options={"z_step_nm": z_step_nm, "first_focus_nm": first_focus_nm, "box_px": box_px or 31},
+            model_stack=model_stack,
+            unused={
+                "--initial-mask": initial_mask,
+                "--bead-diameter-nm": bead_diameter_nm,
+                "--analyser": analyser,
+                "--report": report,
+                "--method": None if method == "joint" else method,
+                "--fit-slices": None if fit_slices == "all" else fit_slices,
+            },
+        )
     from smlm_bridge._optional import require
     from smlm_bridge.io.atomic import atomic_output
     from smlm_bridge.io.calibration import save_calibration
@@ -101,10 +123,18 @@ def command(
 
     known = _setup(setup, initial_mask)
     optics, analysers = _analysers(required(known.optics, NO_OPTICS), analyser)
-    stack = read_stack(stacks[0])
-    if stack.ndim == 4:
-        refuse_not_built(f"calibrating two channels at once ({stacks[0]} has {len(stack)} channels)")
-    given: dict[str, Any] = {} if bead_diameter_nm is None else {"bead_diameter_nm": bead_diameter_nm}
+    images = [read_stack(path) for path in stacks]
+    for path, image in zip(stacks, images, strict=True):
+        if image.ndim == 4:
+            refuse_not_built(f"calibrating two channels at once ({path} has {len(image)} channels)")
+    stack = images[0]
+    if model_stack is not None and len({image.shape for image in images}) > 1:
+        raise InputRejected(
+            "--model-stack holds stacks of one size; these differ. Cut them alike, or leave it out."
+        )
+    given: dict[str, Any] = {"method": method}
+    if bead_diameter_nm is not None:
+        given["bead_diameter_nm"] = bead_diameter_nm
     options = RetrieveOptions(
         z_step_nm=z_step_nm,
         first_focus_nm=first_focus_nm,
@@ -115,14 +145,15 @@ def command(
     )
     initial = _initial(known, optics, initial_mask)
     with run.steps("calibrating") as on_step:
-        result = retrieve(stack, optics, options, camera=known.camera, initial=initial, on_step=on_step)
+        result = retrieve(images, optics, options, camera=known.camera, initial=initial, on_step=on_step)
     _report_warnings(result)
     save_calibration(output, result.calibration, overwrite=run.overwrite)
     if model_stack is not None:
-        pixel_nm = optics.pixel_nm
-        write_stack(model_stack, result.model_stack, pixel_nm=pixel_nm, axes="ZYX", overwrite=run.overwrite)
+        fitted, axes = _model_images(result)
+        write_stack(model_stack, fitted, pixel_nm=optics.pixel_nm, axes=axes, overwrite=run.overwrite)
     if report is not None:
-        page = _page(result, stack, title=stacks[0].name)
+        shown = result.beads[0].stack
+        page = _page(result, images[shown], title=stacks[shown].name)
         with atomic_output(report, overwrite=run.overwrite) as temporary:
             temporary.write_text(page, encoding="utf-8")
     return _summary(result, output)
@@ -178,6 +209,15 @@ def _slices(chosen: str | tuple[int, int, int], count: int) -> list[int] | None:
     return list(range(first, last + 1, step))
 
 
+def _model_images(result: "Retrieval") -> "tuple[NDArray[Any], str]":
+    """The fitted model of every stack, and its axes; several stacks stand along T."""
+    import numpy as np
+
+    if len(result.model_stacks) == 1:
+        return result.model_stack, "ZYX"
+    return np.stack(result.model_stacks), "TZYX"
+
+
 def _report_warnings(result: "Retrieval") -> None:
     import warnings
 
@@ -210,7 +250,7 @@ def _page(result: "Retrieval", stack: "NDArray[Any]", *, title: str) -> str:
 
 
 def _summary(result: "Retrieval", output: Path) -> Summary:
-    calibration = result.calibration
+    calibration, doubt = result.calibration, result.uncertainty
     values: dict[str, Any] = {
         "rrse": result.rrse,
         "mean_slice_correlation": result.mean_slice_correlation,
@@ -224,8 +264,16 @@ def _summary(result: "Retrieval", output: Path) -> Summary:
         "z_range_nm": calibration.z_range_nm,
         "blur_nm": calibration.blur_nm,
         "warnings": result.warnings,
+        "beads": [asdict(bead) for bead in result.beads],
+        "zernike_sigma_rad": None if doubt is None else doubt.sigma_rad,
+        "zernike_covariance": None if doubt is None else doubt.covariance,
+        "spherical_focus_correlation": None if doubt is None else doubt.spherical_focus_correlation,
+        "spherical_amplitude_correlation": None if doubt is None else doubt.spherical_amplitude_correlation,
     }
-    shown = {key: value for key, value in values.items() if key not in ("zernike_rad", "twin", "warnings")}
+    long = ("zernike_rad", "twin", "warnings", "beads", "zernike_sigma_rad", "zernike_covariance")
+    shown = {key: value for key, value in values.items() if key not in long}
+    used = sum(not bead.rejected for bead in result.beads)
+    shown["beads"] = f"{used} fitted, {len(result.beads) - used} set aside"
     largest = sorted(result.zernike_rad.items(), key=lambda item: -abs(item[1]))[:5]
     shown["largest Zernikes [rad]"] = ", ".join(f"Z{noll} {value:+.2f}" for noll, value in largest)
     return Summary(values, aligned({"calibration": str(output), **shown}))

@@ -47,14 +47,15 @@ def pupil_png(pupil: Pupil) -> bytes:
     return to_png(figure)
 
 
-def zernike_png(zernike_rad: Mapping[int, float]) -> bytes:
-    """Bars of the Noll coefficients with their names; of many, the 40 largest."""
+def zernike_png(zernike_rad: Mapping[int, float], sigma_rad: Mapping[int, float] | None = None) -> bytes:
+    """Bars of the Noll coefficients with their names and standard deviations; of many, the 40 largest."""
     largest = sorted(zernike_rad, key=lambda j: -abs(zernike_rad[j]))[:_MOST_BARS]
     noll = sorted(largest)
     figure = new_figure(10.0, 3.6)
     axes = figure.add_subplot()
     place = np.arange(len(noll))
-    axes.bar(place, [zernike_rad[j] for j in noll], color=BLUE, width=0.7)
+    errors = None if sigma_rad is None else [sigma_rad.get(j, 0.0) for j in noll]
+    axes.bar(place, [zernike_rad[j] for j in noll], yerr=errors, color=BLUE, width=0.7)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(place, [zernike_name(j) for j in noll], rotation=60, ha="right", rotation_mode="anchor")
     rms = math.sqrt(sum(value**2 for value in zernike_rad.values()))

@@ -67,6 +67,11 @@ def censoring_threshold(stack: NDArray[np.generic]) -> float | None:
     return float(values[0]) if values[0] >= _CENSORED_GAP * spacing else None
 
 
+def count_beads(stack: NDArray[np.generic], *, pixel_nm: float) -> int:
+    """Beads that share the light of the field."""
+    return len(_spots(stack, pixel_nm)[1])
+
+
 def bead_centre(stack: NDArray[np.generic], *, pixel_nm: float) -> tuple[int, int]:
     """Row and column of the bead: the centre of the light summed along z.
 
@@ -75,21 +80,10 @@ def bead_centre(stack: NDArray[np.generic], *, pixel_nm: float) -> tuple[int, in
     Raises
     ------
     InputRejected
-        If several beads share the light, or the bead stands at the edge.
+        If no bead stands out, or it stands at the edge.
     """
-    projection = stack.astype(np.float64).sum(0)
-    projection -= np.median(np.concatenate([projection[[0, -1]].ravel(), projection[:, [0, -1]].ravel()]))
-    smooth = gaussian_filter(np.maximum(projection, 0), _BEAD_SMOOTHING_NM / pixel_nm)
-    if smooth.max() <= 0:
-        raise InputRejected("no bead stands out of the background. Give a stack cut around one bright bead.")
-    spots, count = label(smooth > _BEAD_LEVEL * smooth.max())
-    light = np.asarray(sum_labels(smooth, spots, np.arange(1, count + 1)))
-    if (several := int((light > _BEAD_SHARE * light.max()).sum())) > 1:
-        raise InputRejected(
-            f"{several} beads share the field: their images add up and cannot be told apart. "
-            "Cut the stack around one bead that stands alone (some 5 um from its neighbours)."
-        )
-    inside = spots == int(light.argmax()) + 1
+    smooth, bright, spots = _spots(stack, pixel_nm)
+    inside = spots == bright[0]
     rows, columns = np.nonzero(inside)
     weight = smooth[inside]
     row, column = (weight @ rows) / weight.sum(), (weight @ columns) / weight.sum()
@@ -99,3 +93,18 @@ def bead_centre(stack: NDArray[np.generic], *, pixel_nm: float) -> tuple[int, in
             "pixels: much of its light is cut off. Cut the stack so that the bead stands in its middle."
         )
     return round(row), round(column)
+
+
+def _spots(
+    stack: NDArray[np.generic], pixel_nm: float
+) -> tuple[NDArray[np.float64], list[int], NDArray[np.signedinteger]]:
+    """The smoothed sum along z, the labels of the bright spots, the brightest first, and the map of labels."""
+    projection = stack.astype(np.float64).sum(0)
+    projection -= np.median(np.concatenate([projection[[0, -1]].ravel(), projection[:, [0, -1]].ravel()]))
+    smooth: NDArray[np.float64] = gaussian_filter(np.maximum(projection, 0), _BEAD_SMOOTHING_NM / pixel_nm)
+    if smooth.max() <= 0:
+        raise InputRejected("no bead stands out of the background. Give a stack cut around one bright bead.")
+    spots, count = label(smooth > _BEAD_LEVEL * smooth.max())
+    light = np.asarray(sum_labels(smooth, spots, np.arange(1, count + 1)))
+    order = [int(i) + 1 for i in np.argsort(-light) if light[i] > _BEAD_SHARE * light.max()]
+    return smooth, order, np.asarray(spots)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.pupil import Pupil
+from smlm_bridge.retrieve.jitter import registered
 from smlm_bridge.retrieve.model import RADIAL_NOLL, ZERNIKE_NOLL, BeadModel, Parameters
 from smlm_bridge.retrieve.objective import (
     PIXELWISE,
@@ -39,8 +40,9 @@ from smlm_bridge.retrieve.start import (
 
 _ANALYSER_ITERATIONS = 100  # the start was found behind one of them, which must not decide
 _TWIN_ITERATIONS = 40
-_SMOOTH_ITERATIONS = 60
+_SMOOTH_ITERATIONS = 40
 _CLEARLY_BETTER = 0.05
+_TOLD_APART = 1.5  # ratio of misfits: a real stack's model error differs by less between equal solutions
 
 FloatArray = NDArray[np.float64]
 
@@ -75,7 +77,9 @@ class Found:
 def coarse_iterations(options: RetrieveOptions, *, with_mask: bool) -> int:
     """Iterations that ``coarse_stage`` will need, for progress."""
     total = planned_iterations(random_starts=options.random_starts, with_mask=with_mask)
-    return total + _ANALYSER_ITERATIONS * len(options.analysers_deg) + _TWIN_ITERATIONS + _SMOOTH_ITERATIONS
+    return (
+        total + _ANALYSER_ITERATIONS * len(options.analysers_deg) + 2 * _TWIN_ITERATIONS + _SMOOTH_ITERATIONS
+    )
 
 
 def coarse_stage(
@@ -97,7 +101,7 @@ def coarse_stage(
         model,
         few,
         centre_focus_nm=centre,
-        xy_nm=_centroid_nm(few, optics.pixel_nm),
+        xy_nm=centroid_nm(few, optics.pixel_nm),
         mask=mask,
         random_starts=options.random_starts,
         generator=np.random.default_rng(options.seed),
@@ -107,7 +111,7 @@ def coarse_stage(
     mask = mask if from_mask else None
     optics, best, analysers = _choose_analyser(optics, best, few, options, on_evaluation)
     model = bead_model(optics, COARSE_SAMPLES, few, options)
-    twin = _twin(model, best, few, options, on_evaluation)
+    best, twin = _twin(model, best, few, options, on_evaluation)
     pixelwise = options.pixelwise
     if pixelwise is not True:
         base = np.zeros((COARSE_SAMPLES, COARSE_SAMPLES)) if mask is None else mask.phase
@@ -125,7 +129,8 @@ def bead_model(optics: Optics, samples: int, data: BeadData, options: RetrieveOp
     return BeadModel(optics, samples, (height, width), bead_diameter_nm=options.bead_diameter_nm)
 
 
-def _centroid_nm(data: BeadData, pixel_nm: float) -> tuple[float, float]:
+def centroid_nm(data: BeadData, pixel_nm: float) -> tuple[float, float]:
+    """x, y of the light from the window's centre."""
     light = data.photons.sum(0)
     light = (light - light.median()).clamp_min(0) ** 2  # the square keeps the background out
     height, width = light.shape
@@ -164,17 +169,18 @@ def _choose_analyser(
 ) -> tuple[Optics, Parameters, dict[str, float]]:
     """Fit on from the same phase behind every candidate and keep the likeliest.
 
-    The amplitude starts anew: it has taken on what the analyser of the search could not explain.
+    The amplitude starts anew: it has taken on what the analyser of the search could not explain. The priors
+    count, since a wrong analyser asks for a rougher amplitude; the jitter of the stage is taken out before.
     """
     start = replace(start, log_amplitude=torch.zeros_like(start.log_amplitude))
+    start, data = registered(bead_model(optics, COARSE_SAMPLES, data, options), start, data)
     best, scores = (math.inf, optics, start), {}
     for angle in options.analysers_deg if optics.model == "vectorial" else ():
         candidate = replace(optics, analyser_deg=angle)
         model = bead_model(candidate, COARSE_SAMPLES, data, options)
-        p, _ = minimise(
+        p, value = minimise(
             model, start, data, free=PIXELWISE, iterations=_ANALYSER_ITERATIONS, on_evaluation=on_evaluation
         )
-        value = _misfit(model, p, data)
         scores[_angle_name(angle)] = log_likelihood(value, data)
         if value < best[0]:
             best = (value, candidate, p)
@@ -187,37 +193,37 @@ def _twin(
     data: BeadData,
     options: RetrieveOptions,
     on_evaluation: Callable[[], None],
-) -> dict[str, Any]:
-    """Scores of the mirrored solution beside ours, both on the coarse problem."""
+) -> tuple[Parameters, dict[str, Any]]:
+    """Ours, and scores and coefficients of the mirrored solution beside it, both fitted on for as long."""
     other = data.reversed_scan()
-    mirrored, _ = minimise(
-        model,
-        twin_of(model, p),
-        other,
-        free=PIXELWISE,
-        iterations=_TWIN_ITERATIONS,
-        on_evaluation=on_evaluation,
+    mirrored, p = (
+        minimise(model, q, scan, free=PIXELWISE, iterations=_TWIN_ITERATIONS, on_evaluation=on_evaluation)[0]
+        for q, scan in ((twin_of(model, p), other), (p, data))
     )
     ours, twins = _misfit(model, p, data), _misfit(model, mirrored, other)
     scores = [_scores(model, q, d) for q, d in ((p, data), (mirrored, other))]
     difference = log_likelihood(ours, data) - log_likelihood(twins, data)
-    return {
+    power, gauge = model.power.double().numpy(), model.gauge_terms()
+    _, coefficients = decompose(model.total_phase(mirrored).double().numpy(), power, gauge)
+    return p, {
         "z_step_nm": -options.z_step_nm,
         **scores[1],
         "chosen": scores[0],
         "log_likelihood_difference": difference,
+        "told_apart": max(ours, twins) > _TOLD_APART * min(ours, twins),
+        "zernike_rad": coefficients,
     }
 
 
 def _scores(model: BeadModel, p: Parameters, data: BeadData) -> dict[str, float]:
     with torch.no_grad():
-        images = model.images(p, data.focus_nm, data.travel, data.shift_nm)
+        images = model.images(p, data.focus_nm, data.travel, data.shift_nm, data.bead)
         photons, background = linear_fit(images, data)
         fitted = photons[:, None, None] * images + background[:, None, None]
     return stack_scores(
         fitted.numpy(),
         data.photons.numpy(),
-        threshold=data.threshold,
+        threshold=None if data.threshold is None else data.threshold.numpy(),
         background=background.double().numpy(),
     )
 

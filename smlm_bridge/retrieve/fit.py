@@ -1,94 +1,32 @@
-"""Phase retrieval from the stack of one bead: the stages in order, and what they leave behind."""
+"""Phase retrieval from the stacks of beads: the stages in order."""
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smlm_bridge.calibration import Calibration
 from smlm_bridge.camera import Camera
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.pupil import Pupil
-from smlm_bridge.retrieve.coarse import Found, bead_model, coarse_iterations, coarse_stage
-from smlm_bridge.retrieve.jitter import all_images, registered
+from smlm_bridge.retrieve import zelger
+from smlm_bridge.retrieve.answer import finish
+from smlm_bridge.retrieve.coarse import Found, bead_model, centroid_nm, coarse_iterations, coarse_stage
+from smlm_bridge.retrieve.jitter import registered
+from smlm_bridge.retrieve.joint import bead_misfits, outliers, placed, reweighted, without
 from smlm_bridge.retrieve.model import BeadModel, Parameters
-from smlm_bridge.retrieve.objective import (
-    PIXELWISE,
-    SMOOTH,
-    BeadData,
-    linear_fit,
-    log_likelihood,
-    minimise,
-    misfit,
-)
-from smlm_bridge.retrieve.prepare import Problem, prepare
-from smlm_bridge.retrieve.result import (
-    Retrieval,
-    RetrieveOptions,
-    decompose,
-    stack_scores,
-)
-from smlm_bridge.retrieve.start import oriented, pupil_phase
+from smlm_bridge.retrieve.objective import PIXELWISE, SMOOTH, minimise
+from smlm_bridge.retrieve.prepare import Bead, Problem, prepare
+from smlm_bridge.retrieve.result import Retrieval, RetrieveOptions
+from smlm_bridge.retrieve.start import COARSE_SAMPLES, coarse_slices, window_limit_px
 
 _FINE_SLICES = 28  # more hardly change the pupil; the rest joins for the last iterations
-_TURNS = (0.5, 0.5, 1 / 3)  # of the iterations; the jitter is found before each, every slice joins the last
-_POOR_CORRELATION = 0.9
-_FAR_FOCUS_NM = 1500.0
-
-FloatArray = NDArray[np.float64]
-
-
-def retrieve(
-    stack_zyx: NDArray[np.generic],
-    optics: Optics,
-    options: RetrieveOptions,
-    *,
-    camera: Camera | None = None,
-    initial: Pupil | None = None,
-    on_step: Callable[[int, int], None] | None = None,
-) -> Retrieval:
-    """Retrieve the pupil of a microscope from one bead at several focus positions.
-
-    Maximum likelihood in the sense of Hanser 2004 and Ferdman 2020: pixel-wise phase and amplitude behind a
-    vectorial model; photons and background of each slice projected out; zeros of thresholded stacks censored.
-
-    Parameters
-    ----------
-    stack_zyx : (Z, Y, X)
-        Counts.
-    optics
-        Microscope; its ``focus_nm`` is kept for the calibration and plays no part in the fit.
-    options
-        Step, starts, what to fit.
-    camera
-        Gives photo-electrons and read noise; None takes one count as one photo-electron.
-    initial
-        A designed mask to start from. Its tilts and defocus are kept; without it the phase has none.
-    on_step
-        Called with iterations done and planned.
-
-    Raises
-    ------
-    InputRejected
-        If the stack, the step or the slices cannot be used (see ``checks``).
-    """
-    started = time.perf_counter()
-    problem = prepare(stack_zyx, optics, options, camera=camera)
-    plan = coarse_iterations(options, with_mask=initial is not None) + options.iterations
-    progress = _Progress(on_step, int(1.1 * (plan + options.iterations // 3)))
-    data = problem.data.at(problem.fitted)
-    found = coarse_stage(data, optics, options, initial=initial, on_evaluation=progress)
-    model = bead_model(found.optics, options.pupil_samples, data, options)
-    parameters, registered_data = _fine(model, problem, found, options, progress)
-    problem = replace(problem, data=registered_data)
-    result = _finish(stack_zyx, problem, found, model, parameters, options=options, initial=initial)
-    progress.finish()
-    return replace(result, seconds=time.perf_counter() - started)
+_ZELGER_ITERATIONS = (80, 60)
+_MOST_SLICES = 112  # of all beads together, in the last iterations
+_TURNS = (0.5, 0.5, 1 / 4)  # of the iterations; the jitter is found before each, every slice joins the last
 
 
 class _Progress:
@@ -107,146 +45,146 @@ class _Progress:
             self._on_step(self._total, self._total)
 
 
+def retrieve(
+    stack_zyx: NDArray[np.generic] | Sequence[NDArray[np.generic]],
+    optics: Optics,
+    options: RetrieveOptions,
+    *,
+    camera: Camera | None = None,
+    initial: Pupil | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Retrieval:
+    """Retrieve the pupil of a microscope from beads at several focus positions.
+
+    Maximum likelihood in the sense of Hanser 2004 and Ferdman 2020: pixel-wise phase and amplitude behind a
+    vectorial model; photons and background of each slice projected out; zeros of thresholded stacks censored.
+    All beads share the pupil and the blur; each has its own position, focus and walk with z. The beads of a raw
+    field are found, those that stand alone are cut out, and those that disagree with the others are left out.
+
+    Parameters
+    ----------
+    stack_zyx : (Z, Y, X), or a sequence of such
+        Counts: stacks of one bead each, or raw fields with many.
+    optics
+        Microscope; its ``focus_nm`` is kept for the calibration and plays no part in the fit.
+    options
+        Step, starts, what to fit.
+    camera
+        Gives photo-electrons and read noise; None takes one count as one photo-electron.
+    initial
+        A designed mask to start from. Its tilts and defocus are kept; without it the phase has none.
+    on_step
+        Called with iterations done and planned.
+
+    Raises
+    ------
+    InputRejected
+        If the stacks, the step or the slices cannot be used (see ``checks`` and ``find``).
+    """
+    started = time.perf_counter()
+    stacks = [stack_zyx] if isinstance(stack_zyx, np.ndarray) else list(stack_zyx)
+    problem = prepare(stacks, optics, options, camera=camera)
+    plan = coarse_iterations(options, with_mask=initial is not None) + options.iterations
+    progress = _Progress(on_step, int(1.1 * (plan + options.iterations // 3)))
+    first = problem.data.of([0])
+    rejected: list[tuple[Bead, str]] = []
+    if options.method == "zelger":
+        found, problem = _zelger(problem.of([0]), optics, options, progress)
+        model = bead_model(optics, options.pupil_samples, first, options)
+        result = finish(
+            stacks, problem, found, model, found.parameters, options=options, initial=None, rejected=rejected
+        )
+        progress.finish()
+        return replace(result, seconds=time.perf_counter() - started)
+    found = coarse_stage(first.at(problem.slices), optics, options, initial=initial, on_evaluation=progress)
+    model = bead_model(found.optics, options.pupil_samples, first, options)
+    p = found.parameters.resampled(options.pupil_samples)
+    if len(problem.beads) > 1:
+        p = placed(model, p, problem, on_evaluation=progress)
+        p, problem, rejected = _agreeing(model, p, problem)
+    p, problem, later = _fine(model, p, problem, found, options, progress)
+    rejected += later
+    result = finish(stacks, problem, found, model, p, options=options, initial=initial, rejected=rejected)
+    progress.finish()
+    return replace(result, seconds=time.perf_counter() - started)
+
+
+def _zelger(
+    problem: Problem, optics: Optics, options: RetrieveOptions, progress: _Progress
+) -> tuple[Found, Problem]:
+    """The published approach: a coarse fit from a few focus positions, then all slices that are fitted."""
+    data = problem.data.at(problem.fitted)
+    few = data.at(coarse_slices(len(data.photons)))
+    window = few.cropped(window_limit_px(optics, COARSE_SAMPLES))
+    flat = np.zeros((COARSE_SAMPLES, COARSE_SAMPLES))
+    centre, xy = -float(data.focus_nm.mean()), centroid_nm(few, optics.pixel_nm)
+    starts = [
+        (Parameters.initial(flat, xy_nm=xy, focus_nm=centre + focus), torch.zeros(len(zelger.NOLL)))
+        for focus in zelger.START_FOCUS_NM
+    ]
+    coarse = bead_model(optics, COARSE_SAMPLES, window, options)
+    p, modes = zelger.fit_modes(
+        coarse, starts, window, iterations=_ZELGER_ITERATIONS[0], on_evaluation=progress
+    )
+    p = zelger.with_modes(p, modes, options.pupil_samples)
+    model = bead_model(optics, options.pupil_samples, data, options)
+    every = math.ceil(len(data.photons) / _FINE_SLICES)
+    p, _ = zelger.fit_modes(
+        model,
+        [(p, modes)],
+        data.at(range(0, len(data.photons), every)),
+        iterations=_ZELGER_ITERATIONS[1],
+        on_evaluation=progress,
+    )
+    p, registered_data = registered(model, p, problem.data)
+    return Found(p, optics, False, {}, {}, None, []), replace(problem, data=registered_data)
+
+
+def _agreeing(
+    model: BeadModel, p: Parameters, problem: Problem
+) -> tuple[Parameters, Problem, list[tuple[Bead, str]]]:
+    """The beads that one pupil explains alike, and the others with the reason."""
+    if len(problem.beads) < 3:
+        return p, problem, []
+    fitted = problem.data.at(problem.fitted)
+    away = outliers(bead_misfits(model, p, fitted))
+    if not away:
+        return p, problem, []
+    keep = [i for i in range(len(problem.beads)) if i not in away]
+    rejected = [(problem.beads[i], reason) for i, reason in away.items()]
+    return without(p, keep), problem.of(keep), rejected
+
+
 def _fine(
-    model: BeadModel, problem: Problem, found: Found, options: RetrieveOptions, progress: _Progress
-) -> tuple[Parameters, BeadData]:
-    """The final fit, in turns with the jitter of the stage; returns the data with the jitter found."""
+    model: BeadModel,
+    p: Parameters,
+    problem: Problem,
+    found: Found,
+    options: RetrieveOptions,
+    progress: _Progress,
+) -> tuple[Parameters, Problem, list[tuple[Bead, str]]]:
+    """The final fit, in turns with the jitter of the stage and the weights; the data with both found.
+
+    Beads are judged again after each turn: once the pupil is that of the majority, the bead that the search
+    began with may turn out to be the odd one.
+    """
     free = PIXELWISE if found.pixelwise else SMOOTH
-    p, data = found.parameters.resampled(options.pupil_samples), problem.data
-    every = math.ceil(len(problem.fitted) / _FINE_SLICES)
-    for share, step in zip(_TURNS, (every, every, 1), strict=True):
-        p, data = registered(model, p, data)
+    rejected: list[tuple[Bead, str]] = []
+    for share, most in zip(_TURNS, (_FINE_SLICES, _FINE_SLICES, _MOST_SLICES), strict=True):
+        fitted = problem.fitted
+        step = math.ceil(len(fitted) / most)
+        p, data = registered(model, p, problem.data)
+        problem = replace(problem, data=data)
+        problem = replace(problem, data=reweighted(model, p, problem))
         p, _ = minimise(
             model,
             p,
-            data.at(problem.fitted[::step]),
+            problem.data.at(fitted[::step]),
             free=free,
             iterations=max(1, round(share * options.iterations)),
             on_evaluation=progress,
         )
-    return registered(model, p, data)
-
-
-def _finish(
-    stack: NDArray[np.generic],
-    problem: Problem,
-    found: Found,
-    model: BeadModel,
-    p: Parameters,
-    *,
-    options: RetrieveOptions,
-    initial: Pupil | None,
-) -> Retrieval:
-    data = problem.data
-    fractions = all_images(model, p, data)
-    photons, background = (v.double().numpy() for v in linear_fit(fractions, data))
-    light = np.broadcast_to(background[:, None, None], stack.shape).copy()
-    dark = problem.camera.expected(light).mean((1, 2))
-    light[:, problem.window[0], problem.window[1]] += photons[:, None, None] * fractions.numpy()
-    model_stack = problem.camera.expected(light).astype(np.float32)
-
-    def scores(slices: list[int]) -> dict[str, float]:
-        return stack_scores(
-            model_stack[slices], stack[slices], threshold=problem.threshold, background=dark[slices]
-        )
-
-    overall = scores(list(range(len(stack))))
-    rest = [i for i in range(len(stack)) if i not in problem.fitted]
-    held_out = scores(rest) if rest else None
-    with torch.no_grad():
-        fitted = data.at(problem.fitted)
-        likelihood = log_likelihood(float(misfit(model, p, fitted)), fitted)
-    mask = None
-    if initial is not None and found.mask is not None:
-        mask = oriented(pupil_phase(initial, model.samples), found.mask.orientation)
-    defocus_nm = model.focus_offset_nm(p).item()
-    pupil, p = _pupil(model, p, options, mask)
-    focus = (data.focus_nm + model.focus_offset_nm(p)).double().numpy()
-    x, y = model.position_nm(p, torch.zeros(1))[0].tolist()
-    pixel = found.optics.pixel_nm
-    rows, columns = problem.window
-    bead = (
-        x + (columns.start + columns.stop) / 2 * pixel,
-        y + (rows.start + rows.stop) / 2 * pixel,
-        options.bead_diameter_nm / 2,
-    )
-    power = model.power.double().numpy()
-    calibration = Calibration(
-        found.optics,
-        pupil=pupil,
-        camera=problem.camera,
-        z_range_nm=_heights(found.optics, focus),
-        blur_nm=float(p.blur_nm),
-        provenance=_provenance(options, overall, held_out),
-    )
-    return Retrieval(
-        calibration,
-        model_stack,
-        overall["rrse"],
-        overall["mean_slice_correlation"],
-        held_out,
-        likelihood,
-        photons,
-        background,
-        bead,
-        focus,
-        decompose(pupil.phase_rad, power, model.gauge_terms())[1],
-        found.twin,
-        found.analysers,
-        (*found.warnings, *_warnings(overall, defocus_nm, options)),
-        model_stack - stack.astype(np.float32),
-        seconds=0.0,
-        shift_nm=data.shift_nm.double().numpy(),
-    )
-
-
-def _pupil(
-    model: BeadModel, p: Parameters, options: RetrieveOptions, mask: FloatArray | None
-) -> tuple[Pupil, Parameters]:
-    """Settle what the images cannot: tilt against bead position, defocus against focus.
-
-    Tilts and defocus are those of the mask, or none. A given first focus fixes the focus instead: what
-    defocus is left then belongs to the pupil.
-    """
-    phase = model.total_phase(p).detach().double().numpy()
-    power, terms = model.power.double().numpy(), model.gauge_terms()
-    amounts, _ = decompose(phase if mask is None else phase - mask, power, terms)
-    if options.first_focus_nm is not None:
-        amounts[2] = -model.focus_offset_nm(p).item()
-    phase = phase - np.tensordot(amounts, terms, 1)
-    phase -= np.angle((power * np.exp(1j * phase)).sum())
-    inside = model.inside.numpy()
-    amplitude = np.exp(model.total_log_amplitude(p).detach().double().numpy())
-    amplitude /= math.sqrt(float((power * amplitude**2).sum() / power.sum()))
-    pupil = Pupil(np.where(inside, phase, 0.0), np.where(inside, amplitude, 1.0))
-    return pupil, p.moved(xy_nm=(amounts[0], amounts[1]), focus_nm=amounts[2])
-
-
-def _heights(optics: Optics, focus_nm: FloatArray) -> tuple[float, float]:
-    """Heights above the coverslip that look like the bead did in the scan, at the focus of the optics."""
-    heights = (optics.focus_nm - focus_nm) * optics.sample_index / optics.immersion_index
-    low, high = max(0.0, float(heights.min())), float(heights.max())
-    return (low, high) if high > low else (0.0, float(np.ptp(heights)))
-
-
-def _warnings(overall: dict[str, float], defocus_nm: float, options: RetrieveOptions) -> list[str]:
-    warnings = []
-    if overall["mean_slice_correlation"] < _POOR_CORRELATION:
-        warnings.append(
-            f"the model explains the stack poorly (correlation {overall['mean_slice_correlation']:.3f}): "
-            "check the optics, z_step_nm and that one bead stands alone."
-        )
-    if options.first_focus_nm is not None and abs(defocus_nm) > _FAR_FOCUS_NM:
-        warnings.append(
-            f"first_focus_nm leaves {defocus_nm:.0f} nm of defocus in the pupil: is it the focus of slice 0?"
-        )
-    return warnings
-
-
-def _provenance(
-    options: RetrieveOptions, overall: dict[str, float], held_out: dict[str, float] | None
-) -> dict[str, Any]:
-    recorded = asdict(options)
-    recorded["fit_slices"] = None if options.fit_slices is None else [int(i) for i in options.fit_slices]
-    recorded["analysers_deg"] = list(options.analysers_deg)
-    return {"method": "phase retrieval from a bead stack", **recorded, **overall, "held_out": held_out}
+        p, problem, away = _agreeing(model, p, problem)
+        rejected += away
+    p, data = registered(model, p, problem.data)
+    return p, replace(problem, data=data), rejected

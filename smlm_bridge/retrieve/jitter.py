@@ -11,7 +11,7 @@ from smlm_bridge.retrieve.objective import BeadData, linear_fit
 _CHUNK_SLICES = 32
 _STEP_NM = 10.0
 _EXPECTED_NM = 30.0  # jitter of a poor stage; keeps dim slices where they are
-_PASSES = 2
+_PASSES, _FEW_BEADS = 2, 4
 
 
 def all_images(model: BeadModel, p: Parameters, data: BeadData) -> Tensor:
@@ -19,19 +19,28 @@ def all_images(model: BeadModel, p: Parameters, data: BeadData) -> Tensor:
     with torch.no_grad():
         count = len(data.photons)
         parts = [data.at(range(i, min(i + _CHUNK_SLICES, count))) for i in range(0, count, _CHUNK_SLICES)]
-        return torch.cat([model.images(p, d.focus_nm, d.travel, d.shift_nm) for d in parts])
+        return torch.cat([model.images(p, d.focus_nm, d.travel, d.shift_nm, d.bead) for d in parts])
 
 
 def registered(model: BeadModel, p: Parameters, data: BeadData) -> tuple[Parameters, BeadData]:
-    """Fit the x, y jitter of every slice with the pupil held; its mean goes into the bead's position.
+    """Fit the x, y jitter of every slice with the pupil held; mean and slope go into the bead's position and walk.
 
     Photons, background and shifts together by Gauss-Newton steps on the pixels that are not censored. A bead
     stack is some 10 nm unsteady on a good stage, as much as a tenth of its images' blur.
     """
-    for _ in range(_PASSES):
-        data = replace(data, shift_nm=data.shift_nm + _shift_step(model, p, data))
-    mean = data.shift_nm.mean(0)
-    return p.moved(xy_nm=(float(mean[0]), float(mean[1]))), replace(data, shift_nm=data.shift_nm - mean)
+    count = len(data.photons)
+    parts = [range(i, min(i + _CHUNK_SLICES, count)) for i in range(0, count, _CHUNK_SLICES)]
+    for _ in range(_PASSES if len(p.position) <= _FEW_BEADS else 1):
+        steps = torch.cat([_shift_step(model, p, data.at(part)) for part in parts])
+        data = replace(data, shift_nm=data.shift_nm + steps)
+    middle, walk = torch.zeros(len(p.position), 2), torch.zeros(len(p.position), 2)
+    rest = data.shift_nm.clone()
+    for number in range(len(p.position)):
+        own = data.bead == number
+        line = torch.stack([torch.ones_like(data.travel[own]), data.travel[own]], 1)
+        middle[number], walk[number] = amounts = torch.linalg.lstsq(line, rest[own]).solution
+        rest[own] -= line @ amounts
+    return p.moved_each(middle, walk), replace(data, shift_nm=rest)
 
 
 def _shift_step(model: BeadModel, p: Parameters, data: BeadData) -> Tensor:

@@ -6,7 +6,6 @@ pupil, and blur, bead and pixel are one separable filter that is exact for the b
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,17 +13,20 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, map_coordinates
 from torch import Tensor
 
+from smlm_bridge.optics.bead import bead_layers
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.propagate import pupil_field
 from smlm_bridge.optics.pupil import Pupil
 from smlm_bridge.optics.zernike import zernike_basis
+from smlm_bridge.retrieve.intensity import Intensity, Transform, half_transform
 
-ZERNIKE_NOLL = tuple(range(5, 37))  # piston, tilts and defocus are bead position and focus instead
+ZERNIKE_NOLL = tuple(range(5, 67))  # piston, tilts and defocus are bead position and focus instead
 RADIAL_NOLL = (4, 11, 22)
 _MARGIN_PX = 2  # light just outside the window that blur and pixels bring in
 _DRIFT_SCALE_NM = 30.0  # brings the geometry to the size of a phase in rad, for the optimiser's sake
 _FOCUS_SCALE_NM = 100.0
 _START_BLUR_NM = 90.0
+_FLAT_NM = (120.0, 300.0)  # thicker beads take one more layer each
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,10 @@ class Parameters:
         Smooth part of the phase, rad RMS.
     radial : (len(RADIAL_NOLL),)
         Smooth radial part of the log amplitude.
-    position : (2, 2)
-        Bead x, y in the window (row 0) and their change over half the scan (row 1), in units of 30 nm.
-    focus : (1,)
-        Offset of the focus, in units of 100 nm.
+    position : (B, 2, 2)
+        x, y of every bead in its window (row 0) and their change over half the scan (row 1), in units of 30 nm.
+    focus : (B,)
+        Offset of the focus of every bead, in units of 100 nm.
     log_blur : (1,)
         Logarithm of the blur in nm, the bead's own size excluded.
     """
@@ -59,14 +61,14 @@ class Parameters:
     def initial(
         cls, phase: NDArray[np.floating], *, xy_nm: tuple[float, float], focus_nm: float
     ) -> "Parameters":
-        """Full transmission and the given (N, N) phase; bead at ``xy_nm`` from the window's centre."""
+        """Full transmission and the given (N, N) phase; one bead at ``xy_nm`` from the window's centre."""
         start = torch.as_tensor(np.asarray(phase, dtype=np.float32))
         return cls(
             start,
             torch.zeros_like(start),
             torch.zeros(len(ZERNIKE_NOLL)),
             torch.zeros(len(RADIAL_NOLL)),
-            torch.zeros(2, 2),
+            torch.zeros(1, 2, 2),
             torch.zeros(1),
             torch.full((1,), math.log(_START_BLUR_NM)),
         ).moved(xy_nm=xy_nm, focus_nm=focus_nm)
@@ -77,11 +79,15 @@ class Parameters:
         return torch.exp(self.log_blur)
 
     def moved(self, *, xy_nm: tuple[float, float] = (0.0, 0.0), focus_nm: float = 0.0) -> "Parameters":
-        """The bead and the focus shifted."""
+        """All beads and the focus shifted."""
         shift = torch.tensor([xy_nm, (0.0, 0.0)], dtype=torch.float32) / _DRIFT_SCALE_NM
         return replace(
             self, position=self.position + shift, focus=self.focus + float(focus_nm) / _FOCUS_SCALE_NM
         )
+
+    def moved_each(self, xy_nm: Tensor, walk_nm: Tensor) -> "Parameters":
+        """Every bead shifted by its row of (B, 2) x, y, and its walk over half the scan changed."""
+        return replace(self, position=self.position + torch.stack([xy_nm, walk_nm], 1) / _DRIFT_SCALE_NM)
 
     def resampled(self, samples: int) -> "Parameters":
         """The same pupil on ``samples`` points along an axis; through phasors, so wraps do no harm."""
@@ -115,8 +121,9 @@ class BeadModel:
     shape
         Rows and columns of the window.
     bead_diameter_nm
-        The bead rests on the coverslip: its centre stands one radius above it. Its image is blurred by a
-        Gaussian of the sphere's standard deviation, diameter / sqrt(20).
+        The bead rests on the coverslip: its centre stands one radius above it. Across, its image is blurred by
+        a Gaussian of the sphere's standard deviation, diameter / sqrt(20); along z, a bead too thick to be flat
+        is a stack of layers (``optics.bead``), whose light near the coverslip differs.
     """
 
     def __init__(
@@ -125,11 +132,13 @@ class BeadModel:
         self.optics, self.samples, self.shape = optics, samples, shape
         self.bead_sigma_nm = bead_diameter_nm / math.sqrt(20)
         field = pupil_field(optics, Pupil.flat(samples))
-        height = bead_diameter_nm / 2
-        to_bead = torch.polar(
-            torch.exp(-field.kz_sample_per_nm.imag * height), field.kz_sample_per_nm.real * height
-        )
-        self.base = field.base * to_bead
+        heights, shares, _ = bead_layers(bead_diameter_nm, _layers(bead_diameter_nm))
+        layers = []
+        for height, share in zip(heights + bead_diameter_nm / 2, shares, strict=True):
+            decay = torch.exp(-field.kz_sample_per_nm.imag * float(height))
+            to_layer = torch.polar(decay, field.kz_sample_per_nm.real * float(height))
+            layers.append(field.base * to_layer * math.sqrt(share))
+        self.base = torch.cat(layers).resolve_conj().contiguous()
         self.k_axis, self.kz_immersion = field.k_axis_per_nm, field.kz_immersion_per_nm
         self._base_power = (self.base.real.square() + self.base.imag.square()).sum(0)
         self._base_power /= field.area_share.clamp_min(1e-6)
@@ -144,7 +153,14 @@ class BeadModel:
             optics.pixel_nm * 4 * optics.numerical_aperture / optics.wavelength_nm / 1.1
         )
         self._pitch_nm = optics.pixel_nm / self._oversampling
-        self._to_image = [self._transform(count) for count in shape]
+        self._transform = Transform(
+            self.base,
+            self.kz_immersion,
+            self.k_axis,
+            self._to_points(shape[0]),
+            self._to_points(shape[1]),
+            (self._fine(shape[0]) % 2 == 1, self._fine(shape[1]) % 2 == 1),
+        )
         self._filters = [self._filter(count) for count in shape]
 
     def total_phase(self, p: Parameters) -> Tensor:
@@ -157,30 +173,35 @@ class BeadModel:
         log_amplitude: Tensor = p.log_amplitude + torch.tensordot(p.radial, self.radials, 1)
         return log_amplitude
 
-    def position_nm(self, p: Parameters, travel: Tensor) -> Tensor:
-        """(E, 2) x, y of the bead from the window's centre; ``travel`` (E,) runs from -1 to 1."""
-        xy: Tensor = (p.position[0] + p.position[1] * travel[:, None]) * _DRIFT_SCALE_NM
+    def position_nm(self, p: Parameters, travel: Tensor, bead: Tensor | None = None) -> Tensor:
+        """(E, 2) x, y of a bead from its window's centre; ``travel`` (E,) runs from -1 to 1."""
+        at = p.position[torch.zeros(len(travel), dtype=torch.long) if bead is None else bead]
+        xy: Tensor = (at[:, 0] + at[:, 1] * travel[:, None]) * _DRIFT_SCALE_NM
         return xy
 
     def focus_offset_nm(self, p: Parameters) -> Tensor:
-        """(1,) offset of the focus."""
+        """(B,) offset of the focus of every bead."""
         return p.focus * _FOCUS_SCALE_NM
 
     def images(
-        self, p: Parameters, focus_nm: Tensor, travel: Tensor, shift_nm: Tensor | None = None
+        self,
+        p: Parameters,
+        focus_nm: Tensor,
+        travel: Tensor,
+        shift_nm: Tensor | None = None,
+        bead: Tensor | None = None,
     ) -> Tensor:
-        """(E, H, W) fraction of the bead's light in every pixel; focus (E,), x, y shifts (E, 2)."""
+        """(E, H, W) fraction of the light in every pixel; focus (E,), x, y shifts (E, 2), bead's number (E,)."""
         log_amplitude = self.total_log_amplitude(p)
         power = (self._base_power * torch.exp(2 * log_amplitude)).sum()
-        xy = self.position_nm(p, travel)
+        xy = self.position_nm(p, travel, bead)
         if shift_nm is not None:
             xy = xy + shift_nm
-        focus = focus_nm + self.focus_offset_nm(p)
-        ramp_y = self.k_axis[:, None] * xy[:, 1]  # (N, E)
-        ramp_x = self.k_axis[:, None] * xy[:, 0]
-        phase = self.total_phase(p) - self.kz_immersion * focus[:, None, None]
-        phase = phase - ramp_y.T[:, :, None] - ramp_x.T[:, None, :]
-        density: Tensor = _Intensity.apply(log_amplitude, phase, self.base, *self._to_image)
+        offset = self.focus_offset_nm(p)
+        focus = focus_nm + (
+            offset[torch.zeros_like(focus_nm, dtype=torch.long)] if bead is None else offset[bead]
+        )
+        density: Tensor = Intensity.apply(log_amplitude, self.total_phase(p), focus, xy, self._transform)
         dk = float(self.k_axis[1] - self.k_axis[0])
         filters = [self._filter_weights(f, p) for f in self._filters]
         scale = (dk / (2 * math.pi)) ** 2 * self.optics.pixel_nm**2
@@ -193,10 +214,9 @@ class BeadModel:
             [np.broadcast_to(axis, kz.shape), np.broadcast_to(axis[:, None], kz.shape), kz - kz.mean()]
         )
 
-    def _transform(self, count: int) -> Tensor:
+    def _to_points(self, count: int) -> Tensor:
         points = (torch.arange(self._fine(count)) - (self._fine(count) - 1) / 2) * self._pitch_nm
-        angle = points[:, None].double() * self.k_axis.double()
-        return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+        return half_transform(points, self.k_axis)
 
     def _fine(self, count: int) -> int:
         return (count + 2 * _MARGIN_PX) * self._oversampling
@@ -224,52 +244,9 @@ class BeadModel:
         return (cosines @ transfer)[lag]
 
 
-class _Intensity(torch.autograd.Function):
-    """Intensity of incoherent fields and its gradient, slice by slice.
-
-    Written out because it is where the time goes: all pupils of a slice share one phasor, so one (N, N)
-    complex sum carries the gradient of phase and log amplitude alike, and each slice stays in the cache.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, log_amplitude: Tensor, phase: Tensor, base: Tensor, to_rows: Tensor, to_columns: Tensor
-    ) -> Tensor:
-        """(E, H, W) from (N, N) log amplitude, (E, N, N) phase and (F, N, N) base fields."""
-        n, fields = phase.shape[-1], base.shape[0]
-        pupil = (base * torch.exp(log_amplitude)).transpose(0, 1).contiguous()  # y, field, x
-        columns = to_columns.T.contiguous()
-        images, kept = [], []
-        for slice_phase in phase:
-            phased = pupil * torch.polar(torch.ones_like(slice_phase), slice_phase)[:, None]
-            rows = (to_rows @ phased.view(n, -1)).view(-1, n)
-            field = (rows @ columns).view(to_rows.shape[0], fields, -1)
-            images.append(_sum_over_fields(field.real.square() + field.imag.square()))
-            kept.append((phased, field))
-        ctx.kept, ctx.transforms = kept, (to_rows, to_columns)
-        return torch.stack(images)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """For E = K P K' and S = sum conj(K^H G E K'^*) P: 2 Re S for log amplitude, -2 Im S for phase."""
-        to_rows, to_columns = ctx.transforms
-        adjoint, columns = to_rows.mH.contiguous(), to_columns.conj().resolve_conj()
-        sums = []
-        for gradient, (phased, field) in zip(upstream[0], ctx.kept, strict=True):
-            n, fields, _ = phased.shape
-            weighted = gradient[:, None] * field
-            back = (adjoint @ weighted.view(weighted.shape[0], -1)).view(-1, weighted.shape[2])
-            sums.append(_sum_over_fields((back @ columns).view(n, fields, n).conj() * phased))
-        total = torch.stack(sums)
-        return 2 * total.real.sum(0), -2 * total.imag, None, None, None
-
-
-def _sum_over_fields(values: Tensor) -> Tensor:
-    """Sum over axis 1; three to five plain additions are several times faster than a strided reduction."""
-    total = values[:, 0].clone()
-    for index in range(1, values.shape[1]):
-        total += values[:, index]
-    return total
+def _layers(diameter_nm: float) -> int:
+    """Layers that a bead needs: one for as long as it is thin against the depth of field."""
+    return 1 + sum(diameter_nm > limit for limit in _FLAT_NM)
 
 
 def _axis(samples: int) -> NDArray[np.float64]:

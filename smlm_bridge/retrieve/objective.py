@@ -14,11 +14,11 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from smlm_bridge.retrieve.chi2 import ACTIVE_SET_PASSES, Chi2
 from smlm_bridge.retrieve.model import BeadModel, Parameters
 
 _SMOOTHING_PX = 5
 _SPREAD_WEIGHT, _SPREAD_WIDTH = 3.0, 1 / 64  # width in units of the sampled square
-_ACTIVE_SET_PASSES = 2
 # Strength of the smoothness priors relative to a normalised misfit; amplitude is known better than phase.
 _PHASE_PRIOR = 1e-3
 _AMPLITUDE_PRIOR = 4e-3
@@ -35,20 +35,23 @@ class BeadData:
         Data in photo-electrons (in counts where the camera is unknown).
     weights : (E, H, W)
         Inverse variances.
-    threshold
+    threshold : (E,)
         Smallest value that was kept in a thresholded stack, whose zeros are censored; None otherwise.
     focus_nm, travel : (E,)
         Nominal focus of each slice, and the same on -1 to 1.
     shift_nm : (E, 2)
         Known x, y jitter of the stage.
+    bead : (E,)
+        Number of the bead that a slice shows.
     """
 
     photons: Tensor
     weights: Tensor
-    threshold: float | None
+    threshold: Tensor | None
     focus_nm: Tensor
     travel: Tensor
     shift_nm: Tensor
+    bead: Tensor
 
     def at(self, indices: Sequence[int]) -> "BeadData":
         """Only these slices."""
@@ -56,11 +59,17 @@ class BeadData:
         return BeadData(
             self.photons[i],
             self.weights[i],
-            self.threshold,
+            None if self.threshold is None else self.threshold[i],
             self.focus_nm[i],
             self.travel[i],
             self.shift_nm[i],
+            self.bead[i],
         )
+
+    def of(self, beads: Sequence[int]) -> "BeadData":
+        """Only these beads, numbered anew in the order given."""
+        parts = [self.at(torch.nonzero(self.bead == number)[:, 0].tolist()) for number in beads]
+        return joined([replace(part, bead=torch.full_like(part.bead, i)) for i, part in enumerate(parts)])
 
     def cropped(self, size: int) -> "BeadData":
         """The central ``size`` pixels or fewer; an odd number is taken off nowhere, so the centre stays."""
@@ -78,7 +87,7 @@ class BeadData:
         """(E, H, W) what the model is compared to: the data, or the threshold in censored pixels."""
         if self.threshold is None:
             return self.photons
-        return torch.where(self.photons > 0, self.photons, self.threshold)
+        return torch.where(self.photons > 0, self.photons, self.threshold[:, None, None])
 
     @cached_property
     def kept_weights(self) -> Tensor:
@@ -97,6 +106,20 @@ class BeadData:
             return float((self.weights * self.photons.square()).sum())
         mean = (self.weights * self.photons).sum((1, 2)) / self.weights.sum((1, 2))
         return float((self.weights * (self.photons - mean[:, None, None]).square()).sum())
+
+
+def joined(parts: Sequence[BeadData]) -> BeadData:
+    """The slices of several beads, whose windows have one shape, one after the other."""
+    thresholds = [part.threshold for part in parts if part.threshold is not None]
+    return BeadData(
+        torch.cat([part.photons for part in parts]),
+        torch.cat([part.weights for part in parts]),
+        torch.cat(thresholds) if thresholds else None,
+        torch.cat([part.focus_nm for part in parts]),
+        torch.cat([part.travel for part in parts]),
+        torch.cat([part.shift_nm for part in parts]),
+        torch.cat([part.bead for part in parts]),
+    )
 
 
 def variance_from_data(photons: Tensor, *, read_variance: Tensor | float, relative_floor: float) -> Tensor:
@@ -125,8 +148,8 @@ def linear_fit(images: Tensor, data: BeadData) -> tuple[Tensor, Tensor]:
         weighted = data.kept_weights * images
         above, below = (weighted * d).sum((1, 2)), (weighted * images).sum((1, 2))
         photons = above / below.clamp_min(1e-30)
-        for _ in range(_ACTIVE_SET_PASSES):
-            weighted = censored * (photons[:, None, None] * images > data.threshold) * images
+        for _ in range(ACTIVE_SET_PASSES):
+            weighted = censored * (photons[:, None, None] * images > data.threshold[:, None, None]) * images
             numerator = above + data.threshold * weighted.sum((1, 2))
             photons = numerator / (below + (weighted * images).sum((1, 2))).clamp_min(1e-30)
         return photons, torch.zeros_like(photons)
@@ -142,8 +165,9 @@ def residuals(images: Tensor, data: BeadData) -> Tensor:
 
 def misfit(model: BeadModel, p: Parameters, data: BeadData) -> Tensor:
     """Weighted squared residuals relative to the weighted data: 0 is perfect, 1 is no model at all."""
-    r = residuals(model.images(p, data.focus_nm, data.travel, data.shift_nm), data)
-    return (data.weights * r.square()).sum() / data.scale
+    images = model.images(p, data.focus_nm, data.travel, data.shift_nm, data.bead)
+    chi2: Tensor = Chi2.apply(images, data.photons, data.weights, data.threshold)
+    return chi2 / data.scale
 
 
 def log_likelihood(misfit_value: float, data: BeadData) -> float:

@@ -20,7 +20,7 @@ from smlm_bridge.retrieve.objective import PIXELWISE, BeadData, minimise
 
 COARSE_SAMPLES = 64
 _FIELD_SHARE = 0.86  # of the period after which a sampled pupil repeats its image
-_ROUNDS = ((20, 4), (40, 2), (100, 1))  # iterations, survivors
+_ROUNDS = ((20, 4), (40, 2), (60, 1), (60, 1))  # iterations, survivors
 _MANY_STARTS = 8  # are told apart by every other slice
 _START_RAD = 0.75
 _RANDOM_RAD = 0.3
@@ -144,7 +144,7 @@ def lay_mask(model: BeadModel, data: BeadData, pupil: Pupil, *, centre_focus_nm:
         found = (-1.0, 0.0, (0.0, 0.0))
         for offset in offsets:
             p = Parameters.initial(phase, xy_nm=(0.0, 0.0), focus_nm=centre + float(offset))
-            correlation, shift = _register(model, p, scan)
+            correlation, shift = whole_pixel_shift(model, p, scan)
             if correlation > found[0]:
                 found = (correlation, centre + float(offset), shift)
         return found
@@ -216,10 +216,10 @@ def _zernikes(samples: int, noll: list[int]) -> FloatArray:
     return zernike_basis(noll, np.broadcast_to(axis, shape), np.broadcast_to(axis[:, None], shape))
 
 
-def _register(model: BeadModel, p: Parameters, data: BeadData) -> tuple[float, tuple[float, float]]:
+def whole_pixel_shift(model: BeadModel, p: Parameters, data: BeadData) -> tuple[float, tuple[float, float]]:
     """Correlation of the model with the stack at the best whole-pixel shift, and that x, y shift in nm."""
     with torch.no_grad():
-        images = model.images(p, data.focus_nm, data.travel)
+        images = model.images(p, data.focus_nm, data.travel, data.shift_nm, data.bead)
         images = images / images.square().sum((1, 2), keepdim=True).sqrt()
         stack = data.photons - data.photons.flatten(1).median(1).values[:, None, None]
         stack = stack / stack.square().sum((1, 2), keepdim=True).sqrt()
