@@ -30,6 +30,8 @@ from smlm_bridge.frames import Block, Frames, Work, in_blocks
 
 Floats = NDArray[np.float64]
 
+Border = Literal["drop", "shift"]
+
 DETECTORS: Final = ("wavelet", "dog")
 WAVELET_VARIABLES: Final = ("Wave.I", "Wave.F", "Wave.F1", "Wave.F2")
 DOG_VARIABLES: Final = ("DoG.I", "DoG.F", "DoG.G1", "DoG.G2")
@@ -193,10 +195,51 @@ def detect(
     yield from in_blocks(source, work, on_step=on_step)
 
 
+def box_corners(
+    detections: pd.DataFrame, size: int, shape: tuple[int, int], *, border: Border = "drop"
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Where the square windows around detections begin.
+
+    Parameters
+    ----------
+    detections
+        ``row`` and ``column``, as ``detect_frames`` gives them.
+    size
+        Side of the window in pixels, odd.
+    shape
+        Rows and columns of the frame.
+    border
+        What becomes of a window that reaches beyond the frame: ``drop`` it, as ThunderSTORM does, or ``shift`` it
+        inside, so that the detection is no longer in its middle.
+
+    Returns
+    -------
+    corners : (K, 2)
+        Row and column of the first pixel of each window, in the order of the detections.
+    kept : (N,) bool
+        Which detections have a window.
+
+    Raises
+    ------
+    InputRejected
+        If the size is even or below 1, or the border rule unknown.
+    """
+    if size < 1 or size % 2 == 0:
+        raise InputRejected(f"a box of {size} px has no middle pixel; give an odd size, for example 13.")
+    if border not in ("drop", "shift"):
+        raise InputRejected(f"the border rule {border!r} is unknown; allowed are drop and shift.")
+    first = detections[["row", "column"]].to_numpy(np.intp) - size // 2
+    last = np.array(shape) - size
+    if border == "shift" and last.min() >= 0:
+        return np.clip(first, 0, last), np.ones(len(first), np.bool_)
+    kept = np.asarray(((first >= 0) & (first <= last)).all(axis=1))
+    return first[kept], kept
+
+
 def crop_boxes(
-    frames: NDArray[Any], detections: pd.DataFrame, size: int
+    frames: NDArray[Any], detections: pd.DataFrame, size: int, *, border: Border = "drop"
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Square windows around detections, of those that lie inside the frame with their whole window.
+    """Square windows around detections.
 
     Parameters
     ----------
@@ -204,37 +247,39 @@ def crop_boxes(
         (T, H, W) or (T, C, H, W).
     detections
         ``frame``, ``row`` and ``column`` within ``frames``, as ``detect_frames`` gives them.
-    size
-        Side of the window in pixels, odd.
+    size, border
+        As for ``box_corners``.
 
     Returns
     -------
     boxes : (K, size, size) or (K, C, size, size)
-        A copy, in the order of the detections; the detection's pixel is in the middle.
-    inside : (N,) bool
+        A copy, in the order of the detections; unless shifted, the detection's pixel is in the middle.
+    kept : (N,) bool
         Which detections have a box.
 
     Raises
     ------
     InputRejected
-        If the size is even or below 1, or a detection's frame is not there.
+        If the size is even or below 1, the border rule unknown, or a detection's frame is not there.
     """
-    if size < 1 or size % 2 == 0:
-        raise InputRejected(f"a box of {size} px has no middle pixel; give an odd size, for example 13.")
-    frame, row, column = (detections[name].to_numpy(np.intp) for name in ("frame", "row", "column"))
+    corners, kept = box_corners(detections, size, (frames.shape[-2], frames.shape[-1]), border=border)
+    frame = detections["frame"].to_numpy(np.intp)
     if frame.size and not 0 <= frame.min() <= frame.max() < len(frames):
         raise InputRejected(
             f"detections in frames {frame.min()} to {frame.max()} (from 0), but {len(frames)} frames were "
             "given. Give detections and frames of one block."
         )
-    half = size // 2
-    height, width = frames.shape[-2:]
-    inside = (row >= half) & (row < height - half) & (column >= half) & (column < width - half)
-    if not inside.any():
-        return np.zeros((0, *frames.shape[1:-2], size, size), frames.dtype), inside
+    return cut(frames, frame[kept], corners, size), kept
+
+
+def cut(
+    frames: NDArray[Any], frame: NDArray[np.integer], corners: NDArray[np.integer], size: int
+) -> NDArray[Any]:
+    """Windows (K, [C,] size, size) of frames (T, [C,] H, W) that begin at ``corners`` (K, 2), as a copy."""
+    if not len(frame):
+        return np.zeros((0, *frames.shape[1:-2], size, size), frames.dtype)
     windows = sliding_window_view(frames, (size, size), axis=(-2, -1))
-    boxes = windows[frame[inside], ..., row[inside] - half, column[inside] - half, :, :]
-    return np.ascontiguousarray(boxes), inside
+    return np.ascontiguousarray(windows[frame, ..., corners[:, 0], corners[:, 1], :, :])
 
 
 def coarse_centroid(boxes: NDArray[Any]) -> Floats:

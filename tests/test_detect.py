@@ -14,6 +14,7 @@ from smlm_bridge.bandpass import bspline_kernel
 from smlm_bridge.camera import Camera
 from smlm_bridge.detect import (
     DetectOptions,
+    box_corners,
     coarse_centroid,
     crop_boxes,
     detect,
@@ -428,3 +429,20 @@ def test_the_centroid_is_that_of_the_light() -> None:
     np.testing.assert_array_equal(coarse_centroid(np.full((1, 5, 5), 3, np.uint16)), [[0.0, 0.0]])
     with pytest.raises(InputRejected, match="size"):
         coarse_centroid(spots[0])
+
+
+def test_corners_follow_the_border_rule() -> None:
+    found = at((0, 1, 5), (0, 6, 6), (0, 10, 11))
+    corners, kept = box_corners(found, 5, (12, 12))
+    assert corners.tolist() == [[4, 4]]
+    assert kept.tolist() == [False, True, False]
+    shifted, kept = box_corners(found, 5, (12, 12), border="shift")
+    assert shifted.tolist() == [[0, 3], [4, 4], [7, 7]]
+    assert kept.all()
+    frame = np.arange(144).reshape(1, 12, 12)
+    boxes, _ = crop_boxes(frame, found, 5, border="shift")
+    assert boxes[:, 0, 0].tolist() == [3, 52, 91]
+    # A frame smaller than the box has no room to shift to.
+    assert not box_corners(found, 13, (12, 12), border="shift")[1].any()
+    with pytest.raises(InputRejected, match="border rule 'mirror'"):
+        box_corners(found, 5, (12, 12), border="mirror")  # type: ignore[arg-type]
