@@ -1,4 +1,4 @@
-"""Seconds to write and to read a table in every format, and the size of the file.
+"""CPU seconds (all threads) to write and to read a table in every format, seconds by the clock, size of the file.
 
     python benchmarks/tables.py [--rows 1000000] [--format NAME ...]
 
@@ -38,14 +38,16 @@ def drawn(rows: int) -> pd.DataFrame:
     )
 
 
-def seconds(name: str, locs: pd.DataFrame, folder: Path) -> tuple[float, float, float]:
-    """To write, to read, and the size in MB."""
+def seconds(name: str, locs: pd.DataFrame, folder: Path) -> tuple[float, ...]:
+    """CPU time to write, to read, the same by the clock, and the size in MB."""
     path = folder / f"{name}{EXTENSION[name]}"
-    start = time.perf_counter()
+    ticks = [(time.process_time(), time.perf_counter())]
     formats.write(path, locs, name=name, pixel_nm=PIXEL_NM, overwrite=True)
-    written = time.perf_counter()
+    ticks.append((time.process_time(), time.perf_counter()))
     assert len(formats.read(path, name=name)) == len(locs)
-    return written - start, time.perf_counter() - written, path.stat().st_size / 1e6
+    ticks.append((time.process_time(), time.perf_counter()))
+    cpu, clock = np.diff(np.array(ticks), axis=0).T
+    return *cpu, *clock, path.stat().st_size / 1e6
 
 
 def main() -> None:
@@ -56,12 +58,16 @@ def main() -> None:
     parser.add_argument("--format", nargs="*", choices=formats.FORMATS, default=formats.FORMATS)
     given = parser.parse_args()
     locs = drawn(given.rows)
-    print(f"{given.rows} rows, {locs.shape[1]} columns\n{'format':<14}{'write s':>8}{'read s':>8}{'MB':>8}")
+    print(f"{given.rows} rows, {locs.shape[1]} columns; bars: write 3 s, read 1 s")
+    print(f"{'format':<14}{'write CPU-s':>12}{'read CPU-s':>12}{'write s':>9}{'read s':>9}{'MB':>8}")
     with tempfile.TemporaryDirectory() as folder:
         for name in given.format:
             seconds(name, locs.head(10), Path(folder))
-            write_s, read_s, size = seconds(name, locs, Path(folder))
-            print(f"{name:<14}{write_s:8.2f}{read_s:8.2f}{size:8.1f}", flush=True)
+            write, read, write_clock, read_clock, size = seconds(name, locs, Path(folder))
+            print(
+                f"{name:<14}{write:12.2f}{read:12.2f}{write_clock:9.2f}{read_clock:9.2f}{size:8.1f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

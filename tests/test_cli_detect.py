@@ -137,7 +137,6 @@ def test_a_frame_that_fails_is_named_and_the_rest_goes_on(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--detector", "thunderstorm"], 2, "--detector thunderstorm is not built yet"),
         (["--split", "left-right"], 2, "--split"),
         (["--detector", "blob"], 2, "wavelet"),
         (["--detector-threshold", "std(Wave.F3)"], 3, "Did you mean Wave.F"),

@@ -131,6 +131,35 @@ def test_a_png_has_the_pixels_of_the_picture(
     assert (np.ptp(drawn[..., :3], axis=2) > 0.3).any()
 
 
+def test_render_cuts_slices_of_z_and_writes_ome(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given, target = read_table(table), table.with_name("slices.ome.tif")
+    options = ("--pixel-nm", 50, "--method", "histogram", "--z-slices-nm", "0:3000:500")
+    code, values, _ = run(capsys, "render", table, "-o", target, *options)
+    assert (code, values["slices"], values["z_range_nm"]) == (0, 6, [0.0, 3000.0])
+    with tifffile.TiffFile(target) as file:
+        assert file.is_ome
+        assert file.series[0].axes == "ZYX"
+        stack = file.asarray()
+        assert 'PhysicalSizeX="50.0"' in file.ome_metadata
+        assert 'PhysicalSizeZ="500.0"' in file.ome_metadata
+    expected = np.histogram(given["z_nm"], np.arange(0, 3001, 500))[0]
+    assert stack.sum(axis=(1, 2)).tolist() == expected.tolist()
+    assert values["localizations_out"] == expected.sum()
+    flat = table.with_name("flat.tif")
+    assert run(capsys, "render", table, "-o", flat, *options[:4], "--z-nm", "0:3000")[0] == 0
+    np.testing.assert_array_equal(stack.sum(axis=0), tifffile.imread(flat))
+    plain = table.with_name("slices.tif")
+    assert run(capsys, "render", table, "-o", plain, *options)[0] == 0
+    with tifffile.TiffFile(plain) as file:
+        assert file.imagej_metadata["spacing"] == 0.5
+    code, _, error = run(capsys, "render", table, "-o", table.with_name("o.png"), *options)
+    assert code == 2
+    assert ".tif" in error
+    code, _, error = run(capsys, "render", table, "-o", table.with_name("p.tif"), "--z-slices-nm", "5:1:-1")
+    assert code == 3
+    assert "ascending" in error
+
+
 # ---- bad input
 
 

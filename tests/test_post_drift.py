@@ -64,7 +64,7 @@ def found(moved: pd.DataFrame) -> Drift:
 def test_aim_finds_x_y_and_z(found: Drift) -> None:
     assert (error(found, true_drift())[:2] < 1.2).all()
     assert error(found, true_drift())[2] < 3.0
-    assert found.engine == "aim"
+    assert found.engine == "comet"
     assert found.warnings == ()
     assert found.x_nm[0] == found.y_nm[0] == 0.0
     lateral = np.hypot(*true_drift()[:, :2].T).max()
@@ -82,6 +82,114 @@ def test_rcc_agrees(moved: pd.DataFrame) -> None:
     result = estimate_drift(moved, DriftOptions(engine="rcc", segment_frames=150))
     assert result.engine == "rcc"
     assert (error(result, true_drift())[:2] < 4.0).all()
+
+
+def test_aim_without_pairs_agrees(moved: pd.DataFrame) -> None:
+    result = estimate_drift(moved, DriftOptions(engine="aim"))
+    assert result.engine == "aim"
+    assert (error(result, true_drift())[:2] < 1.2).all()
+    assert error(result, true_drift())[2] < 3.0
+
+
+def test_auto_takes_the_pairs_of_a_small_table_and_they_are_better() -> None:
+    truth = true_drift(300.0, 4000)
+    few = table(truth, per_frame=2, molecules=900)
+    auto, aim = estimate_drift(few), estimate_drift(few, DriftOptions(engine="aim"))
+    assert (auto.engine, aim.engine) == ("comet", "aim")
+    assert DriftOptions().chosen(50_000) == "aim"
+    assert (error(auto, truth)[:2] < error(aim, truth)[:2]).all()
+    assert error(auto, truth)[2] < 3.0
+    assert auto.warnings == ()
+
+
+def test_z_that_is_not_known_is_said() -> None:
+    """Sparse: in z the pairs say nothing, while x and y may still be found."""
+    rng = np.random.default_rng(2)
+    locs = table(true_drift(), per_frame=2, molecules=100)
+    locs["z_nm"] = rng.uniform(-3000, 3000, len(locs))
+    result = estimate_drift(locs)
+    assert result.z_nm is None or any("in z" in text for text in result.warnings)
+
+
+def test_drift_that_is_quicker_than_the_segments_is_told() -> None:
+    t = np.linspace(0, 1, 12_000)
+    truth = np.stack([80 * np.sin(40 * t), 80 * np.cos(40 * t) - 80, 0 * t], axis=1)
+    locs = table(truth, per_frame=1, molecules=60, z=False)
+    few, fewer = (estimate_drift(locs.iloc[::step]) for step in (2, 8))
+    assert error(few, truth)[0] < error(fewer, truth)[0]
+    assert any("too long for this drift" in text or "segments only" in text for text in fewer.warnings)
+    slow = estimate_drift(locs.iloc[::2], DriftOptions(segment_frames=700))
+    assert error(slow, truth)[0] > 5
+    assert any("too long for this drift" in text for text in slow.warnings)
+
+
+# ---- fiducials
+
+
+def beads(truth: np.ndarray, places: list[tuple[float, float]], seed: int = 5) -> pd.DataFrame:
+    """Beads seen in nine frames of ten, 5 nm precise."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for x, y in places:
+        frame = np.flatnonzero(rng.random(len(truth)) < 0.9)
+        xyz = np.array([x, y, 100.0]) + truth[frame] + rng.normal(0, 1, (frame.size, 3)) * (5, 5, 12)
+        parts.append(pd.DataFrame({"frame": frame, "x_nm": xyz[:, 0], "y_nm": xyz[:, 1], "z_nm": xyz[:, 2]}))
+    return pd.concat(parts)
+
+
+BEADS = [(1000.0, 900.0), (4200.0, 1300.0), (2500.0, 4300.0)]
+
+
+def test_fiducials_are_found_among_blinking_molecules() -> None:
+    truth = true_drift(400.0)
+    locs = pd.concat([table(truth, per_frame=3, molecules=400), beads(truth, BEADS)])
+    result = estimate_drift(locs, DriftOptions(engine="fiducials"))
+    assert result.engine == "fiducials"
+    assert (error(result, truth) < (1.0, 1.0, 2.0)).all()
+    assert result.warnings == ()
+    assert result.split_half_rms_nm is not None
+    assert result.split_half_rms_nm < 3
+
+
+def test_fiducials_are_taken_where_they_are_given() -> None:
+    truth = true_drift(400.0)
+    moving = beads(truth * np.array([-1.0, 1.0, 1.0]), [(3500.0, 3000.0)], seed=8)
+    locs = pd.concat([table(truth, per_frame=3, molecules=400), beads(truth, BEADS[:2]), moving])
+    # Given a little off, as read from a picture.
+    places = tuple((x + 60, y - 40) for x, y in BEADS[:2])
+    result = estimate_drift(locs, DriftOptions(fiducials_nm=places, fiducial_radius_nm=900.0))
+    assert result.engine == "fiducials"
+    assert result.warnings == ()
+    near = estimate_drift(locs, DriftOptions(fiducials_nm=places, fiducial_radius_nm=250.0))  # they leave it
+    assert any("no fiducial" in text for text in near.warnings)
+    assert np.abs(near.x_nm).max() < 2 * np.abs(truth[:, 0]).max()  # held, not carried on
+    assert (error(result, truth) < (1.2, 1.2, 2.5)).all()
+    with pytest.raises(InputRejected, match="no fiducial within 500 nm of x 9000"):
+        estimate_drift(locs, DriftOptions(fiducials_nm=((9000.0, 9000.0),)))
+
+
+def test_a_bead_that_goes_its_own_way_is_left_out_and_two_that_differ_are_told() -> None:
+    truth = true_drift(300.0)
+    loose = beads(truth * np.array([-1.0, 1.0, 1.0]), [(3500.0, 3000.0)], seed=8)
+    engine = DriftOptions(engine="fiducials")
+    four = estimate_drift(pd.concat([beads(truth, BEADS), loose]), engine)
+    assert (error(four, truth)[:2] < 1.2).all()
+    two = estimate_drift(pd.concat([beads(truth, BEADS[:1]), loose]), engine)
+    assert any("disagree" in text for text in two.warnings)
+    one = estimate_drift(loose, engine)
+    assert any("one fiducial" in text for text in one.warnings)
+
+
+def test_without_fiducials_the_engine_says_what_to_do(moved: pd.DataFrame) -> None:
+    with pytest.raises(InputRejected, match=r"no fiducial was found.*aim"):
+        estimate_drift(moved, DriftOptions(engine="fiducials"))
+    with pytest.raises(InputRejected, match="for the engine fiducials, not rcc"):
+        DriftOptions(engine="rcc", fiducials_nm=((1.0, 2.0),))
+    with pytest.raises(InputRejected, match="fiducial_radius_nm"):
+        DriftOptions(fiducial_radius_nm=0.0)
+
+
+# ----
 
 
 def test_after_correction_no_drift_is_left(moved: pd.DataFrame, found: Drift) -> None:
@@ -102,10 +210,20 @@ def test_a_jump_farther_than_the_window_is_followed() -> None:
     truth = true_drift(50.0)
     truth[FRAMES // 2 :, 0] += 250.0
     result = estimate_drift(table(truth, z=False), DriftOptions(segment_frames=50))
-    away = np.abs(np.arange(FRAMES) - FRAMES // 2) > 150  # a spline smears a jump over three segments
+    away = np.abs(np.arange(FRAMES) - FRAMES // 2) > 100  # the segments beside the jump
     wrong = result.x_nm - truth[:, 0]
     assert np.ptp(wrong[away]) < 10
     assert result.warnings == ()
+
+
+@pytest.mark.parametrize("engine", ["auto", "aim"])
+def test_a_jump_is_not_smoothed(engine: str) -> None:
+    truth = true_drift(50.0)
+    truth[FRAMES // 2 :, :2] += (120.0, -160.0)
+    result = estimate_drift(table(truth, per_frame=14), DriftOptions(engine=engine))  # type: ignore[arg-type]
+    away = np.abs(np.arange(FRAMES) - FRAMES // 2) > 40
+    assert np.ptp((result.x_nm - truth[:, 0])[away]) < 10
+    assert np.ptp((result.y_nm - truth[:, 1])[away]) < 10
 
 
 def test_molecules_seen_once_are_not_corrected_in_silence() -> None:
@@ -270,7 +388,7 @@ def test_the_verb_corrects_saves_draws_and_applies(
     arguments = ["drift", str(source), "-o", str(output), "--save", str(saved), "--plot", str(plot), "--json"]
     assert main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["engine"] == "aim"
+    assert result["engine"] == "comet"
     assert 0 < result["split_half_rms_nm"] < 5
     assert result["max_drift_nm"] > 150
     assert result["z_corrected"] is True
@@ -278,6 +396,7 @@ def test_the_verb_corrects_saves_draws_and_applies(
     again = tmp_path / "c.csv"
     assert main(["drift", str(source), "-o", str(again), "--apply", str(saved), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["max_drift_nm"] == result["max_drift_nm"]
+    assert (tmp_path / "c.drift.png").read_bytes().startswith(b"\x89PNG")  # always drawn
     first, second = read_table(output), read_table(again)
     np.testing.assert_allclose(first["x_nm"], second["x_nm"], atol=5e-3)
     assert np.abs(first["x_nm"] - moved["x_nm"]).max() > 100
@@ -293,6 +412,19 @@ def test_the_verb_refuses_what_cannot_work(tmp_path: Path, capsys: pytest.Captur
     assert main(["drift", str(source), "-o", str(output)]) == 3
     assert "36 localizations" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_the_verb_takes_beads_by_their_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = true_drift(300.0, 600)
+    source, output = tmp_path / "a.csv", tmp_path / "b.parquet"
+    write_table(source, pd.concat([beads(truth, BEADS[:2]), table(truth, per_frame=1)]))
+    places = [f"--fiducial={x:g},{y:g}" for x, y in BEADS[:2]]
+    assert main(["drift", str(source), "-o", str(output), *places, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["engine"], result["plot"]) == ("fiducials", str(tmp_path / "b.drift.png"))
+    assert output.exists()
+    assert main(["drift", str(source), "-o", str(output), "--overwrite", "--fiducial", "5", "--json"]) == 2
+    assert "X,Y" in capsys.readouterr().err
 
 
 def test_a_drift_without_z_or_check_is_drawn() -> None:

@@ -34,7 +34,7 @@ def drawn(seed, rows=120, frames=15, size=300.0):
     )
 
 
-def linked_by_hand(locs, distance, gap, z_weight, one_a_frame):
+def linked_by_hand(locs, distance, gap, z_weight):
     """The rule in plain Python: pairs of this frame and active molecules, nearest first."""
     place = locs[["x_nm", "y_nm", "z_nm"]].to_numpy() * [1, 1, z_weight]
     frame = locs["frame"].to_numpy()
@@ -50,7 +50,7 @@ def linked_by_hand(locs, distance, gap, z_weight, one_a_frame):
         ]
         busy = set()
         for away, row, molecule in sorted(pairs):
-            if away < distance and numbers[row] < 0 and not (one_a_frame and molecule in busy):
+            if away < distance and numbers[row] < 0 and molecule not in busy:
                 numbers[row] = molecule
                 busy.add(molecule)
         for row in rows:
@@ -64,13 +64,56 @@ def linked_by_hand(locs, distance, gap, z_weight, one_a_frame):
 # ---- linking
 
 
-@pytest.mark.parametrize("one_a_frame", [True, False])
-@pytest.mark.parametrize(("distance", "gap", "z_weight"), [(60.0, 0, 0.1), (90.0, 3, 0.5), (1e4, 1, 0.1)])
-def test_linking_is_the_rule_in_plain_python(one_a_frame, distance, gap, z_weight):
+def linked_as_thunderstorm(locs, distance, gap, z_weight):
+    """Its rule in plain Python: in table order, nearest by the places at the frame's start, judged by those now."""
+    place = locs[["x_nm", "y_nm", "z_nm"]].to_numpy() * [1, 1, z_weight]
+    frame = locs["frame"].to_numpy()
+    numbers, last = np.full(len(locs), -1), []
+    for now in np.unique(frame):
+        began = [(molecule, row) for molecule, row in enumerate(last) if now - frame[row] <= gap + 1]
+        for row in np.flatnonzero(frame == now):
+            away = [np.linalg.norm(place[row] - place[before]) for _, before in began]
+            nearest = began[int(np.argmin(away))][0] if began else -1
+            if nearest >= 0 and np.linalg.norm(place[row] - place[last[nearest]]) < distance:
+                numbers[row] = nearest
+                last[nearest] = row
+            else:
+                numbers[row] = len(last)
+                last.append(row)
+    return numbers
+
+
+SETTINGS = [(60.0, 0, 0.1), (90.0, 3, 0.5), (1e4, 1, 0.1)]
+
+
+@pytest.mark.parametrize(("distance", "gap", "z_weight"), SETTINGS)
+def test_linking_is_the_rule_in_plain_python(distance, gap, z_weight):
     locs = drawn(3)
-    found = link(locs, distance, gap_frames=gap, z_weight=z_weight, one_a_frame=one_a_frame)
-    assert found.tolist() == linked_by_hand(locs, distance, gap, z_weight, one_a_frame).tolist()
+    found = link(locs, distance, gap_frames=gap, z_weight=z_weight)
+    assert found.tolist() == linked_by_hand(locs, distance, gap, z_weight).tolist()
     assert found.max() + 1 < len(locs)
+
+
+@pytest.mark.parametrize(("distance", "gap", "z_weight"), SETTINGS)
+@pytest.mark.parametrize("rows", [120, 900])
+def test_linking_as_in_thunderstorm_is_its_rule_in_plain_python(distance, gap, z_weight, rows):
+    locs = drawn(6, rows=rows)
+    found = link(locs, distance, gap_frames=gap, z_weight=z_weight, one_a_frame=False)
+    by_hand = linked_as_thunderstorm(locs, distance, gap, z_weight)
+    # Molecules are numbered in the order of the frames, rows of the table come in any.
+    order = np.argsort(locs["frame"].to_numpy(), kind="stable")
+    assert found[order].tolist() == by_hand[order].tolist()
+    assert found.max() + 1 < len(locs)
+
+
+def test_as_in_thunderstorm_a_detection_of_the_frame_may_draw_a_molecule_near_or_away():
+    near = table(frame=[0, 1, 1], x_nm=[0.0, 15.0, 30.0], y_nm=0.0)
+    assert link(near, 20, one_a_frame=False).tolist() == [0, 0, 0]
+    assert link(near.iloc[[0, 2, 1]], 20, one_a_frame=False).tolist() == [0, 1, 0]
+    away = table(frame=[0, 1, 1], x_nm=[0.0, 15.0, -15.0], y_nm=0.0)
+    assert link(away, 20, one_a_frame=False).tolist() == [0, 0, 1]
+    rival = table(frame=[0, 0, 1, 1], x_nm=[0.0, 54.0, 15.0, 30.0], y_nm=0.0)
+    assert link(rival, 20, one_a_frame=False).tolist() == [0, 1, 0, 2]
 
 
 def test_the_distance_itself_is_too_far_and_is_to_the_last_detection():

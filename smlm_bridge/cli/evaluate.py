@@ -1,13 +1,15 @@
 """``evaluate``: score a table of localizations against the ground truth."""
 
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from smlm_bridge.cli.common import PATH, Run, verb
+from smlm_bridge.cli.common import PATH, Run, file_option, verb
 from smlm_bridge.cli.reporting import Summary, aligned
+from smlm_bridge.cli.values import PAIR
 from smlm_bridge.errors import InputRejected
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from smlm_bridge.calibration import Calibration
     from smlm_bridge.camera import Camera
-    from smlm_bridge.evaluate import Matches
+    from smlm_bridge.evaluate import Matches, Options
     from smlm_bridge.psf.protocol import PSF
 
 WINDOW_PX = 61
@@ -40,7 +42,15 @@ Z_MARGIN_NM = 100.0
     help="Distance in 3-D, or lateral only.",
 )
 @click.option(
-    "--challenge", is_flag=True, help="Match as the SMLM challenge: lateral <= 250, |dz| <= 500 nm."
+    "--challenge",
+    is_flag=True,
+    help="Match as the SMLM challenge: lateral <= 250, |dz| <= 500 nm; 'challenge' is its whole score.",
+)
+@file_option("--wobble", "Table z, dx, dy in nm that is added to the truth, .csv.")
+@file_option("--save-wobble", "Write the wobble of LOCS, localized beads, against TRUTH to this .csv.")
+@click.option("--field-nm", type=PAIR, help="Width,height of the field; absent: what the truth spans.")
+@click.option(
+    "--density-bins", type=click.IntRange(min=1), help="Also score groups of frames by their density."
 )
 @click.option("--min-photons", type=float, help="Emitters of the truth at or below do not count.")
 @click.option(
@@ -64,6 +74,10 @@ def command(
     radius_nm: float,
     mode: Literal["3d", "lateral"],
     challenge: bool,
+    wobble: Path | None,
+    save_wobble: Path | None,
+    field_nm: tuple[float, float] | None,
+    density_bins: int | None,
     min_photons: float | None,
     min_photons_rule: Literal["ignore", "remove"],
     border_nm: float,
@@ -74,10 +88,14 @@ def command(
     """Score the table LOCS against the table TRUTH: pairs per frame, Jaccard index, errors, efficiency.
 
     rmse_lateral_nm is sqrt(mean(dx^2 + dy^2)); efficiency is the mean of the lateral and the axial one (Sage
-    et al. 2019). With --calibration the errors are compared with the best possible (rmse_over_crlb).
+    et al. 2019). With --calibration the errors are compared with the best possible (rmse_over_crlb). TRUTH may
+    be ThunderSTORM's or the challenge's ground truth. The challenge's own score leaves out its border (450 nm
+    of 6400, or of --field-nm) and is given for all emitters and for the brightest three quarters.
     """
+    from smlm_bridge.challenge import add_wobble
     from smlm_bridge.evaluate import Options, evaluate
-    from smlm_bridge.io.thunderstorm import read_table
+
+    run.outputs(save_wobble)
 
     options = Options(
         radius_nm=radius_nm,
@@ -86,16 +104,95 @@ def command(
         min_photons=min_photons,
         min_photons_rule=min_photons_rule,
         border_nm=border_nm,
+        field_nm=field_nm,
     )
-    emitters = read_table(truth, pixel_nm=pixel_nm)
-    matches, scores = evaluate(read_table(locs, pixel_nm=pixel_nm), emitters, options=options)
+    emitters, found = _read(truth, pixel_nm), _read(locs, pixel_nm)
+    if save_wobble is not None:
+        _save_wobble(run, save_wobble, found, emitters)
+    shift = _read_wobble(wobble) if wobble is not None else None
+    given = emitters
+    if shift is not None:
+        emitters = add_wobble(emitters, shift)
+    matches, scores = evaluate(found, emitters, options=options)
     ratio = None
     if calibration is not None:
         if background is not None:
             emitters["background"] = background
         ratio = _over_crlb(run, calibration, emitters, matches)
     values = {**asdict(scores), "rmse_over_crlb": ratio}
+    if challenge:
+        values["challenge"] = _challenge(run, found, given, shift, field_nm)
+    if density_bins is not None:
+        values["by_density"] = _by_density(found, emitters, options, density_bins)
     return Summary(values, aligned(values))
+
+
+def _read(path: Path, pixel_nm: float | None) -> "pd.DataFrame":
+    """A table by its extension; text also as a submission to the challenge, which has no header."""
+    from smlm_bridge.io.formats import format_of, read
+
+    text = format_of(path) in ("thunderstorm", None)
+    return read(path, name="challenge" if text else None, pixel_nm=pixel_nm)
+
+
+def _read_wobble(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    from smlm_bridge.io.delimited import read_header, read_rows
+
+    header = read_header(path)
+    rows = read_rows(path, header, numeric=header.labels)
+    names = {label: label.partition(" [")[0].removesuffix("_nm") + "_nm" for label in header.labels}
+    return pd.DataFrame({names[label]: rows.column(label).to_numpy() for label in header.labels})
+
+
+def _save_wobble(run: Run, path: Path, locs: "pd.DataFrame", truth: "pd.DataFrame") -> None:
+    from smlm_bridge.challenge import estimate_wobble
+    from smlm_bridge.io.atomic import atomic_output
+
+    wobble = estimate_wobble(locs, truth)
+    wobble.columns = ["z [nm]", "dx [nm]", "dy [nm]"]
+    with atomic_output(path, overwrite=run.overwrite) as temporary:
+        wobble.to_csv(temporary, index=False, float_format="%.3f")
+
+
+def _challenge(
+    run: Run,
+    locs: "pd.DataFrame",
+    truth: "pd.DataFrame",
+    wobble: "pd.DataFrame | None",
+    field_nm: tuple[float, float] | None,
+) -> dict[str, object] | None:
+    """Both scores of 2016; nothing for a larger field that was not given, whose border is not known."""
+    from smlm_bridge.challenge import BORDER_NM, FIELD_NM, challenge_scores
+
+    field = field_nm or FIELD_NM
+    outside = bool((truth["x_nm"] > field[0]).any() or (truth["y_nm"] > field[1]).any())
+    if "photons" not in truth or outside:
+        if not run.quiet:
+            print(
+                "Warning: no score of the challenge: the truth has no photons, or is larger than "
+                f"{field[0]:g} x {field[1]:g} nm (give --field-nm).",
+                file=sys.stderr,
+            )
+        return None
+    every, bright = challenge_scores(locs, truth, wobble=wobble, field_nm=field)
+    return {
+        "field_nm": list(field),
+        "border_nm": BORDER_NM,
+        "all": asdict(every),
+        "brightest_three_quarters": asdict(bright),
+    }
+
+
+def _by_density(
+    locs: "pd.DataFrame", truth: "pd.DataFrame", options: "Options", groups: int
+) -> list[dict[str, object]]:
+    from smlm_bridge.challenge import scores_by_density
+
+    field = options.field_nm or (float(truth["x_nm"].max()), float(truth["y_nm"].max()))
+    known = scores_by_density(locs, truth, groups, options=replace(options, field_nm=field), field_nm=field)
+    return [{"density_um2": one.density_um2, "frames": one.frames, **asdict(one.scores)} for one in known]
 
 
 def _over_crlb(

@@ -8,7 +8,7 @@ import click
 
 from smlm_bridge.cli.common import PATH, Run, output_option, verb
 from smlm_bridge.cli.reporting import Summary, aligned
-from smlm_bridge.cli.values import RANGE
+from smlm_bridge.cli.values import RANGE, SEQUENCE
 from smlm_bridge.errors import InputRejected, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ PICTURES = (".png", ".tif", ".tiff")
     example="smlm-bridge render locs.csv -o picture.png --pixel-nm 10 --z-color",
 )
 @click.argument("locs", type=PATH)
-@output_option("The picture: .png (colours, scale bar) or .tif (numbers).")
+@output_option("The picture: .png (colours, scale bar), .tif or .ome.tif (numbers).")
 @click.option("--pixel-nm", type=float, default=10.0, show_default=True, help="Pixel of the picture.")
 @click.option(
     "--method",
@@ -35,7 +35,12 @@ PICTURES = (".png", ".tif", ".tiff")
     help="Averaged shifted histogram, a spot as wide as the uncertainty, or counts.",
 )
 @click.option("--z-color", is_flag=True, help="Colour by z; a TIFF then has red, green, blue as channels.")
-@click.option("--z-nm", type=RANGE, help="Ends of the colour scale; absent: 1st and 99th percentile.")
+@click.option(
+    "--z-nm", type=RANGE, help="With --z-color: ends of its scale; absent: 1st and 99th percentile."
+)
+@click.option(
+    "--z-slices-nm", type=SEQUENCE, help="Edges of slices: the TIFF gets one picture a slice, upwards in z."
+)
 @click.option("--x-nm", type=RANGE, help="Left and right edge; absent: what the table spans.")
 @click.option("--y-nm", type=RANGE, help="Upper and lower edge, likewise.")
 @click.option(
@@ -50,6 +55,7 @@ def command(
     method: "Method",
     z_color: bool,
     z_nm: tuple[float, float] | None,
+    z_slices_nm: tuple[float, ...] | None,
     x_nm: tuple[float, float] | None,
     y_nm: tuple[float, float] | None,
     camera_pixel_nm: float | None,
@@ -57,6 +63,8 @@ def command(
     """Draw the table LOCS."""
     if output.suffix.lower() not in PICTURES:
         raise UsageError(f"output {output}: a picture is {', '.join(PICTURES)}.")
+    if z_slices_nm is not None and (z_color or z_nm is not None or output.suffix.lower() == ".png"):
+        raise UsageError("--z-slices-nm makes a stack of numbers: give .tif, without --z-color and --z-nm.")
     run.outputs(output)
     from smlm_bridge.io.formats import read
     from smlm_bridge.post.render import render
@@ -65,8 +73,12 @@ def command(
     (left, right), (top, bottom) = (
         _edges(table, name, ends, pixel_nm) for name, ends in (("x_nm", x_nm), ("y_nm", y_nm))
     )
+    if z_slices_nm is not None:
+        return _slices(
+            run, table, z_slices_nm, output, pixel_nm, method, (left, top), (bottom - top, right - left)
+        )
     picture = render(
-        table,
+        table if z_color else table.drop(columns="z_nm", errors="ignore"),
         pixel_nm=pixel_nm,
         field_nm=(bottom - top, right - left),
         method=method,
@@ -81,6 +93,38 @@ def command(
         "size_px": [height, width],
         "origin_nm": [left, top],
         "z_range_nm": picture.z_range_nm,
+    }
+    return Summary(values, aligned({"picture": str(output), **values}))
+
+
+def _slices(
+    run: Run,
+    table: "pd.DataFrame",
+    edges_nm: tuple[float, ...],
+    output: Path,
+    pixel_nm: float,
+    method: "Method",
+    origin_nm: tuple[float, float],
+    field_nm: tuple[float, float],
+) -> Summary:
+    from smlm_bridge.io.images import write_stack
+    from smlm_bridge.post.render_slices import render_slices
+
+    stack = render_slices(
+        table, edges_nm, pixel_nm=pixel_nm, field_nm=field_nm, method=method, origin_nm=origin_nm
+    )
+    step = edges_nm[1] - edges_nm[0]
+    write_stack(output, stack, pixel_nm=pixel_nm, slice_nm=step, axes="ZYX", overwrite=run.overwrite)
+    x, y, z = (table[name] for name in ("x_nm", "y_nm", "z_nm"))
+    inside = (z >= edges_nm[0]) & (z < edges_nm[-1]) & (x >= origin_nm[0]) & (y >= origin_nm[1])
+    inside &= (x < origin_nm[0] + stack.shape[2] * pixel_nm) & (y < origin_nm[1] + stack.shape[1] * pixel_nm)
+    values = {
+        "localizations_in": len(table),
+        "localizations_out": int(inside.sum()),
+        "size_px": list(stack.shape[1:]),
+        "origin_nm": list(origin_nm),
+        "z_range_nm": [edges_nm[0], edges_nm[-1]],
+        "slices": len(stack),
     }
     return Summary(values, aligned({"picture": str(output), **values}))
 

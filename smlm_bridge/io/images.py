@@ -14,9 +14,18 @@ from numpy.typing import NDArray
 
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.io.atomic import atomic_output
+from smlm_bridge.io.movies import (
+    FILE_SUFFIXES,
+    OpenMovie,
+    VendorMovie,
+    inspect_vendor,
+    is_vendor_movie,
+    read_vendor,
+)
 from smlm_bridge.io.tiff import Movie, inspect, open_tiff, read_planes
 
 _SUFFIXES: Final = (".tif", ".tiff", ".btf", ".tf8")
+_OME_SUFFIXES: Final = (".ome.tif", ".ome.tiff")
 _OPEN_FILES = 4
 _BIGTIFF_BYTES = 2**32 - 2**25  # a classic TIFF addresses 4 GiB; the rest is room for the pages' tags
 
@@ -36,21 +45,37 @@ class FrameSource:
         Column and row of the region's first pixel within the whole frame.
     pixel_nm
         Pixel size that the file states, None if it does not.
+    camera_offset
+        Counts (ADU) without light that the file states, None if it does not.
     """
 
     def __init__(
-        self, movies: Sequence[Movie], frames: tuple[int, int], roi: tuple[int, int, int, int]
+        self, movies: Sequence[Movie | VendorMovie], frames: tuple[int, int], roi: tuple[int, int, int, int]
     ) -> None:
         """Take inspected files and checked limits; see ``open_frames``."""
         self._movies = tuple(movies)
         self._ends = np.cumsum([movie.n_frames for movie in movies])
-        self._open: dict[int, tifffile.TiffFile] = {}
+        self._open: dict[int, tifffile.TiffFile | OpenMovie] = {}
         self.first_frame, stop = frames
         self.n_frames = stop - self.first_frame
         self.n_channels = movies[0].n_channels
         self.x0, self.y0, self.width, self.height = roi
         self.dtype: np.dtype[Any] = np.result_type(*{movie.dtype for movie in movies})
         self.pixel_nm = movies[0].pixel_nm
+        self.camera_offset = movies[0].camera_offset
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the files say of themselves, to be shown."""
+        return {
+            "files": len(self._movies),
+            "frames": self.n_frames,
+            "channels": self.n_channels,
+            "size_px": [self.height, self.width],
+            "dtype": str(self.dtype),
+            "pixel_nm": self.pixel_nm,
+            "camera_offset": self.camera_offset,
+        }
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Frames ``start`` to ``stop`` (from 0 within the chosen frames, end excluded), (n, C, H, W).
@@ -80,16 +105,21 @@ class FrameSource:
         movie = self._movies[number]
         before = int(self._ends[number]) - movie.n_frames
         planes = movie.plane[start - before : stop - before]
-        pixels = read_planes(movie, planes.ravel(), self._opened(number) if movie.offset is None else None)
+        if isinstance(movie, VendorMovie):
+            pixels = read_vendor(movie, planes.ravel(), self._opened(number))
+        else:
+            raw = movie.offset is not None
+            pixels = read_planes(movie, planes.ravel(), None if raw else self._opened(number))
         pixels = pixels[:, self.y0 : self.y0 + self.height, self.x0 : self.x0 + self.width]
         return np.ascontiguousarray(pixels).reshape(*planes.shape, self.height, self.width)
 
-    def _opened(self, number: int) -> tifffile.TiffFile:
+    def _opened(self, number: int) -> Any:
         """The file, kept open: finding its pages again is slow. Only a few, as systems limit open files."""
         if number not in self._open:
             while len(self._open) >= _OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
-            self._open[number] = open_tiff(self._movies[number].path)
+            movie = self._movies[number]
+            self._open[number] = movie.open() if isinstance(movie, VendorMovie) else open_tiff(movie.path)
         return self._open[number]
 
     def close(self) -> None:
@@ -116,6 +146,8 @@ def open_frames(
 ) -> FrameSource:
     """Open a movie: TIFF, BigTIFF, ImageJ or OME-TIFF files (joined in time), folders or glob patterns.
 
+    With the extra ``movies`` also .nd2, .czi and .lif files, and the folders of NDTiff and OME-Zarr.
+
     Files of a folder or pattern are taken in natural order (frame2 before frame10), files of a list in its
     order; the further files of an OME set count once. Axes: T, or Z without T, is time; C is channels, and so
     is a short axis without a name after time.
@@ -135,14 +167,14 @@ def open_frames(
         If nothing is found, a file is no movie or cut off (the message says how many frames are readable),
         files differ in size, or the frames or the region lie outside.
     MissingDependency
-        If the compression of a file needs another package.
+        If the format or the compression of a file needs another package.
     """
-    movies: list[Movie] = []
+    movies: list[Movie | VendorMovie] = []
     seen: set[Path] = set()
     for path in _files([paths] if isinstance(paths, str | Path) else paths):
         if path.resolve() in seen:
             continue
-        movie = inspect(path)
+        movie = inspect_vendor(path) if is_vendor_movie(path) else inspect(path)
         seen |= movie.files if len(movie.files) > 1 else set()
         movies.append(movie)
     _check_alike(movies)
@@ -166,12 +198,13 @@ def _files(paths: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for given in paths:
         path = Path(given)
-        if path.is_dir():
-            inside = [
-                p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")
-            ]
+        if path.is_dir() and not is_vendor_movie(path):
+            known = (*_SUFFIXES, *FILE_SUFFIXES)
+            inside = [p for p in path.iterdir() if p.suffix.lower() in known and not p.name.startswith(".")]
             if not inside:
-                raise InputRejected(f"folder {given} holds no TIFF images ({', '.join(_SUFFIXES)}).")
+                raise InputRejected(
+                    f"folder {given} holds no TIFF images or other movies ({', '.join(known)})."
+                )
             found += sorted(inside, key=_natural)
         elif path.exists():
             found.append(path)
@@ -194,7 +227,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
 
-def _check_alike(movies: Sequence[Movie]) -> None:
+def _check_alike(movies: Sequence[Movie | VendorMovie]) -> None:
     first = movies[0]
     for movie in movies:
         if (movie.height, movie.width, movie.n_channels) != (first.height, first.width, first.n_channels):
@@ -205,7 +238,7 @@ def _check_alike(movies: Sequence[Movie]) -> None:
             )
 
 
-def _check_frames(movies: Sequence[Movie], frames: tuple[int, int] | None) -> tuple[int, int]:
+def _check_frames(movies: Sequence[Movie | VendorMovie], frames: tuple[int, int] | None) -> tuple[int, int]:
     """First frame from 0 and the end, excluded."""
     total = sum(movie.n_frames for movie in movies)
     readable = 0
@@ -226,7 +259,9 @@ def _check_frames(movies: Sequence[Movie], frames: tuple[int, int] | None) -> tu
     return first - 1, last
 
 
-def _check_roi(movie: Movie, roi: tuple[int, int, int, int] | None) -> tuple[int, int, int, int]:
+def _check_roi(
+    movie: Movie | VendorMovie, roi: tuple[int, int, int, int] | None
+) -> tuple[int, int, int, int]:
     if roi is None:
         return 0, 0, movie.width, movie.height
     x, y, width, height = roi
@@ -256,21 +291,25 @@ def write_stack(
     array: NDArray[Any],
     *,
     pixel_nm: float | None = None,
+    slice_nm: float | None = None,
     axes: str = "TYX",
     overwrite: bool = False,
 ) -> None:
     """Write a stack that ImageJ opens with its pixel size, whole or not at all.
 
-    Above 4 GB it is a BigTIFF with OME metadata, which Fiji opens through Bio-Formats.
+    A name that ends in .ome.tif gives an OME-TIFF, and so does a stack above 4 GB (as BigTIFF), which Fiji opens
+    through Bio-Formats.
 
     Parameters
     ----------
     path
-        The file, .tif.
+        The file, .tif or .ome.tif.
     array
         Pixels in the order of ``axes``. ImageJ knows uint8, uint16 and float32; others become float32.
     pixel_nm
         Pixel size.
+    slice_nm
+        Distance of slices in z.
     axes
         One letter an axis: T, Z, C, and Y, X at the end; ImageJ's order is TZCYX.
 
@@ -286,15 +325,19 @@ def write_stack(
         )
     pixels = _imagej_pixels(array)
     options: dict[str, Any] = {"photometric": "minisblack", "metadata": {"axes": axes}}
-    if pixels.nbytes < _BIGTIFF_BYTES:
+    as_ome = Path(path).name.lower().endswith(_OME_SUFFIXES)
+    if pixels.nbytes < _BIGTIFF_BYTES and not as_ome:
         options["imagej"] = True
         if pixel_nm:
             options["resolution"] = (1e3 / pixel_nm, 1e3 / pixel_nm)
             options["metadata"]["unit"] = "um"
+        if slice_nm:
+            options["metadata"]["spacing"] = slice_nm / 1e3
     else:
-        options |= {"bigtiff": True, "ome": True}
-        for axis in "XY" if pixel_nm else "":
-            options["metadata"] |= {f"PhysicalSize{axis}": pixel_nm, f"PhysicalSize{axis}Unit": "nm"}
+        options |= {"bigtiff": pixels.nbytes >= _BIGTIFF_BYTES, "ome": True}
+        for axis, size in (("X", pixel_nm), ("Y", pixel_nm), ("Z", slice_nm)):
+            if size:
+                options["metadata"] |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "nm"}
     with atomic_output(path, overwrite=overwrite) as temporary:
         tifffile.imwrite(temporary, pixels, **options)
 

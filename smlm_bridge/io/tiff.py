@@ -1,10 +1,11 @@
 """One TIFF file (or one OME set of files) as planes: what it holds, where each lies, and reading them."""
 
 import html
+import json
 import logging
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,13 +22,19 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 #: An axis without a name, or a channel axis of a file without time, is channels up to this length.
 MAX_CHANNELS: Final = 4
 
-_NM_PER_UNIT: Final = {
+#: Lengths as files name their units, in nm.
+NM_PER_UNIT: Final = {
     **dict.fromkeys(("nm", "nanometer", "nanometre"), 1.0),
     **dict.fromkeys(("um", "µm", "μm", "\\u00B5m", "micron", "microns", "micrometer", "micrometre"), 1e3),
     **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e6),
     **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e7),
 }
 _PLAUSIBLE_PIXEL_NM = (1.0, 1e5)  # outside, the resolution is a printer's
+_MICRO_MANAGER_TAG: Final = 51123
+# As Hamamatsu's cameras call it, and as people do; the number may stand in an object of its own (PropVal).
+_OFFSET: Final = re.compile(
+    r"(?:conversion[ _]?factor[ _]?offset|camera[ _]?offset)[^\d\n,;}]{1,24}?(\d+(?:\.\d+)?)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Movie:
     pixel_nm: float | None
     declared: int | None
     files: frozenset[Path]
+    camera_offset: float | None = None
 
     @property
     def n_frames(self) -> int:
@@ -142,6 +150,7 @@ def _inspect(path: Path, tif: tifffile.TiffFile) -> Movie:
         pixel_nm=_pixel_nm(tif),
         declared=len(order) if promised or not _chain_is_broken(path) else None,
         files=_files(path, first),
+        camera_offset=_camera_offset(tif),
     )
     if frames and offset is None:
         read_planes(movie, movie.plane[0, :1], tif)  # a missing decompressor is told before the work starts
@@ -296,8 +305,8 @@ def _pixel_nm(tif: tifffile.TiffFile) -> float | None:
         pixels = re.search(r"<Pixels\b[^>]*>", tif.ome_metadata)
         attributes = dict(re.findall(r'(\w+)="([^"]*)"', pixels[0])) if pixels else {}
         size, unit = attributes.get("PhysicalSizeX"), attributes.get("PhysicalSizeXUnit", "µm")
-        scale = _NM_PER_UNIT.get(html.unescape(unit))
-        return _plausible(float(size) * scale) if size and scale else None
+        scale = NM_PER_UNIT.get(html.unescape(unit))
+        return plausible_pixel_nm(float(size) * scale) if size and scale else None
     tags = tif.pages.first.tags
     if "XResolution" not in tags:
         return None
@@ -305,11 +314,25 @@ def _pixel_nm(tif: tifffile.TiffFile) -> float | None:
     unit = (tif.imagej_metadata or {}).get("unit")
     if unit is None and "ResolutionUnit" in tags:
         unit = {2: "inch", 3: "cm"}.get(int(tags["ResolutionUnit"].value))
-    scale = _NM_PER_UNIT.get(str(unit))
-    return _plausible(scale * denominator / numerator) if scale and numerator else None
+    scale = NM_PER_UNIT.get(str(unit))
+    return plausible_pixel_nm(scale * denominator / numerator) if scale and numerator else None
 
 
-def _plausible(pixel_nm: float) -> float | None:
+def _camera_offset(tif: tifffile.TiffFile) -> float | None:
+    """The camera's offset from what Micro-Manager wrote with the first frame, or ImageJ's notes."""
+    tag = tif.pages.first.tags.get(_MICRO_MANAGER_TAG)
+    return camera_offset_adu(tag.value if tag else (tif.imagej_metadata or {}).get("Info"))
+
+
+def camera_offset_adu(metadata: Mapping[str, Any] | str | None) -> float | None:
+    """Counts without light as metadata state them, None where they do not."""
+    text = metadata if isinstance(metadata, str) else json.dumps(metadata, default=str, ensure_ascii=False)
+    found = _OFFSET.search(text)
+    return float(found[1]) if found else None
+
+
+def plausible_pixel_nm(pixel_nm: float) -> float | None:
+    """The size if it can be that of a camera's pixel in the sample, None if not."""
     low, high = _PLAUSIBLE_PIXEL_NM
     return pixel_nm if low <= pixel_nm <= high else None
 

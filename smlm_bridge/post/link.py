@@ -2,6 +2,7 @@
 
 A molecule is active from a detection on, and while it is dark for no more than ``gap_frames`` frames. In every
 frame, detections take the active molecule whose last detection is nearest; the others start a molecule.
+ThunderSTORM's rule differs where several detections of a frame lie near one molecule, and is the other choice.
 """
 
 import math
@@ -25,6 +26,8 @@ _FARTHEST_CELL: Final = 2.0**60
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+#: Frames, places and cells of the rows; the row last put into every bucket, and the one below each row.
+_Grid = tuple[Integers, Floats, Integers, Integers, Integers]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -49,8 +52,10 @@ def link(
     z_weight
         Factor of differences in z within the distance; unused for a table without z.
     one_a_frame
-        Whether a molecule takes at most one detection a frame, the nearest pairs first; else every detection
-        takes the molecule nearest to it, as in ThunderSTORM.
+        Whether a molecule takes at most one detection a frame, the nearest pairs first; else as ThunderSTORM:
+        the detections of a frame, in the order of the table, each look for the molecule that was nearest when
+        the frame began, and are linked if they are closer than ``distance_nm`` to its last detection by now,
+        which may be of the same frame.
 
     Raises
     ------
@@ -69,12 +74,12 @@ def link(
             f"{distance_nm:g} nm; check the units of the table."
         )
     frame = table["frame"].to_numpy()
-    # x and y too: of several detections in a frame, the order of the rows must not decide.
-    order = np.lexsort((place[:, 1], place[:, 0], frame))
+    # x and y too: of several detections in a frame, the order of the rows must not decide, but for ThunderSTORM.
+    order = np.lexsort((place[:, 1], place[:, 0], frame) if one_a_frame else (frame,))
+    rule = _link_rows if one_a_frame else _link_in_order
     molecule = np.empty(len(table), np.int64)
     # One type of each argument, for numba compiles anew for every other.
-    options = float(distance_nm), int(gap_frames), bool(one_a_frame)
-    molecule[order] = _link_rows(frame[order], place[order], *options)
+    molecule[order] = rule(frame[order], place[order], float(distance_nm), int(gap_frames))
     return molecule
 
 
@@ -118,7 +123,7 @@ def _ascending(values: Floats) -> Integers:
 
 
 @_compiled
-def _link_rows(frame: Integers, place: Floats, distance: float, gap: int, one_a_frame: bool) -> Integers:
+def _link_rows(frame: Integers, place: Floats, distance: float, gap: int) -> Integers:
     """The molecule of every row; frames ascend. Active rows hang in buckets of cells as wide as the distance."""
     rows = len(frame)
     buckets = 1
@@ -138,7 +143,7 @@ def _link_rows(frame: Integers, place: Floats, distance: float, gap: int, one_a_
             stop += 1
         now, before, gaps = _pairs(start, stop, frame, place, cell, head, behind, superseded, distance, gap)
         for k in _ascending(gaps):
-            if molecule[now[k]] < 0 and not (one_a_frame and superseded[before[k]]):
+            if molecule[now[k]] < 0 and not superseded[before[k]]:
                 molecule[now[k]] = molecule[before[k]]
                 superseded[before[k]] = True
         for row in range(start, stop):
@@ -201,3 +206,114 @@ def _pairs(
                 newer = other
                 other = behind[other]
     return now[:count], before[:count], gaps[:count]
+
+
+@_compiled
+def _link_in_order(frame: Integers, place: Floats, distance: float, gap: int) -> Integers:
+    """The molecule of every row by ThunderSTORM's rule; frames ascend, rows of a frame come one after another."""
+    rows = len(frame)
+    buckets = 1
+    while buckets < 2 * rows:
+        buckets *= 2
+    head = np.full(buckets, -1)
+    behind = np.full(rows, -1)
+    superseded = np.zeros(rows, np.bool_)
+    cell = np.floor(place[:, :2] / distance).astype(np.int64)
+    molecule = np.full(rows, -1)
+    origin = np.full(rows, -1)  # the molecule's last detection when the row's frame began
+    latest = np.arange(rows)  # of such an origin: the molecule's last detection by now
+    grid = frame, place, cell, head, behind
+    found = 0
+    start = 0
+    while start < rows:
+        stop = start
+        while stop < rows and frame[stop] == frame[start]:
+            before = _nearest(stop, distance, 1, grid, superseded, gap)
+            if before < 0:
+                before = _drawn_near(stop, distance, grid, superseded, gap, origin, latest)
+            if before >= 0 and _apart2(place, stop, latest[before]) < distance * distance:
+                molecule[stop] = molecule[before]
+                origin[stop] = before
+                latest[before] = stop
+            else:
+                molecule[stop] = found
+                found += 1
+            place_in = _bucket(cell[stop, 0], cell[stop, 1], buckets)
+            behind[stop] = head[place_in]
+            head[place_in] = stop
+            stop += 1
+        for row in range(start, stop):
+            if origin[row] >= 0:
+                superseded[origin[row]] = True
+                superseded[row] = latest[origin[row]] != row
+        start = stop
+    return molecule
+
+
+@_compiled
+def _apart2(place: Floats, one: int, other: int) -> float:
+    """Squared distance of two rows."""
+    away = 0.0
+    for axis in range(3):
+        away += (place[one, axis] - place[other, axis]) ** 2
+    return away
+
+
+@_compiled
+def _nearest(
+    row: int, radius: float, reach: int, grid: _Grid, superseded: NDArray[np.bool_], gap: int
+) -> int:
+    """The active row of earlier frames nearest to a row and nearer than ``radius``, within ``reach`` cells; or -1."""
+    frame, place, cell, head, behind = grid
+    nearest, least = -1, radius * radius
+    for x in range(cell[row, 0] - reach, cell[row, 0] + reach + 1):
+        for y in range(cell[row, 1] - reach, cell[row, 1] + reach + 1):
+            place_in = _bucket(x, y, len(head))
+            newer = -1
+            other = head[place_in]
+            while other >= 0:
+                if frame[row] - frame[other] > gap + 1:
+                    # The rows behind it are older still: none of them is needed again.
+                    if newer < 0:
+                        head[place_in] = -1
+                    else:
+                        behind[newer] = -1
+                    break
+                earlier = frame[other] < frame[row] and not superseded[other]
+                if earlier and cell[other, 0] == x and cell[other, 1] == y:
+                    away = _apart2(place, row, other)
+                    if away < least:
+                        nearest, least = other, away
+                newer = other
+                other = behind[other]
+    return nearest
+
+
+@_compiled
+def _drawn_near(
+    row: int,
+    distance: float,
+    grid: _Grid,
+    superseded: NDArray[np.bool_],
+    gap: int,
+    origin: Integers,
+    latest: Integers,
+) -> int:
+    """The nearest active row where none is near, but a detection of this frame has drawn its molecule near; or -1."""
+    frame, place, cell, head, behind = grid
+    drawn, least = -1, np.inf
+    for side in range(9):
+        x, y = cell[row, 0] + side // 3 - 1, cell[row, 1] + side % 3 - 1
+        other = head[_bucket(x, y, len(head))]
+        while other >= 0 and frame[other] == frame[row]:
+            before = origin[other]
+            if before >= 0 and latest[before] == other and _apart2(place, row, other) < distance * distance:
+                away = _apart2(place, row, before)
+                if away < least:
+                    drawn, least = before, away
+            other = behind[other]
+    if drawn < 0:
+        return -1
+    radius = math.sqrt(least)
+    nearer = _nearest(row, radius, int(radius / distance) + 1, grid, superseded, gap)
+    return drawn if nearer < 0 else nearer

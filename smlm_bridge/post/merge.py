@@ -45,7 +45,8 @@ def merge(
     ``probability`` is the largest. A molecule is linked to at most one detection a frame.
 
     ``"thunderstorm"``: as ThunderSTORM does: unweighted means of positions, ``background_std`` summed, and
-    several detections of a frame may be linked to one molecule. Uncertainties keep the first detection's
+    several detections of a frame may be linked to one molecule, in the order of the table (``link``).
+    Uncertainties keep the first detection's
     value, as ThunderSTORM leaves them in a table without its protocol; with ``pixel_nm`` and a
     ``psf_sigma_nm``, ``uncertainty_xy_nm`` is computed anew from the merged values.
 
@@ -77,7 +78,13 @@ def merge(
         raise InputRejected(f"mode '{mode}' is not one of {', '.join(get_args(Mode))}.")
     if pixel_nm is not None and not (math.isfinite(pixel_nm) and pixel_nm > 0):
         raise InputRejected(f"pixel_nm {pixel_nm} must be a length above 0 in nm, for example 100.")
-    table = sort(validate(locs))
+    table = validate(locs)
+    if (
+        mode == "thunderstorm"
+    ):  # its rows of a frame are linked, and the first one taken, in the table's order
+        table = table.sort_values("frame", kind="stable", ignore_index=True)
+    else:
+        table = sort(table)
     molecule = link(
         table, distance_nm, gap_frames=gap_frames, z_weight=z_weight, one_a_frame=mode == "weighted"
     )

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from numba import njit
 from numpy.typing import NDArray
 from scipy.ndimage import convolve1d, gaussian_filter
 
@@ -105,7 +106,7 @@ def render(
     InputRejected
         If the picture would have more than 400 million pixels, or an argument is out of its range.
     """
-    shape = _shape(pixel_nm, field_nm)
+    shape = picture_shape(pixel_nm, field_nm)
     _check(method, sigma_px, shifts, z_range_nm)
     table = validate(locs)
     x = (table["x_nm"].to_numpy() - origin_nm[0]) / pixel_nm
@@ -194,7 +195,14 @@ def colour_by_density(
     return picture
 
 
-def _shape(pixel_nm: float, field_nm: tuple[float, float]) -> tuple[int, int]:
+def picture_shape(pixel_nm: float, field_nm: tuple[float, float]) -> tuple[int, int]:
+    """Height and width in whole pixels of the picture of a field (height, width).
+
+    Raises
+    ------
+    InputRejected
+        If they are not above 0, or more than 400 million together.
+    """
     if not (math.isfinite(pixel_nm) and pixel_nm > 0):
         raise InputRejected(f"pixel_nm {pixel_nm} must be a length above 0 in nm, for example 10.")
     if not all(math.isfinite(length) and length > 0 for length in field_nm):
@@ -310,8 +318,7 @@ def _histogram(
     weights: NDArray[np.float64] | None,
 ) -> FloatImage:
     image = np.zeros(shape, np.float32)
-    flat = np.floor(y).astype(np.intp) * shape[1] + np.floor(x).astype(np.intp)
-    np.add.at(image.reshape(-1), flat, _float32(weights, len(x)))
+    _count(image, x, y, _float32(weights, len(x)))
     return image
 
 
@@ -326,15 +333,26 @@ def _dealt(
     The picture has a margin of one pixel, for points between the edge and the outermost centres.
     """
     image = np.zeros((shape[0] + 2, shape[1] + 2), np.float32)
-    column, row = np.floor(x - PIXEL_CENTRE), np.floor(y - PIXEL_CENTRE)
-    right, lower = x - PIXEL_CENTRE - column, y - PIXEL_CENTRE - row
-    value = _float32(weights, len(x))
-    for dx, share_x in ((0, 1 - right), (1, right)):
-        for dy, share_y in ((0, 1 - lower), (1, lower)):
-            j, i = (column + dx + 1).astype(np.intp), (row + dy + 1).astype(np.intp)
-            share = (value * share_x * share_y).astype(np.float32)
-            np.add.at(image.reshape(-1), i * image.shape[1] + j, share)
+    _deal(image, x - PIXEL_CENTRE, y - PIXEL_CENTRE, _float32(weights, len(x)))
     return image
+
+
+@njit(cache=True, nogil=True)
+def _count(image: FloatImage, x: NDArray[np.float64], y: NDArray[np.float64], value: FloatImage) -> None:
+    for i in range(x.size):
+        image[int(np.floor(y[i])), int(np.floor(x[i]))] += value[i]
+
+
+@njit(cache=True, nogil=True)
+def _deal(image: FloatImage, x: NDArray[np.float64], y: NDArray[np.float64], value: FloatImage) -> None:
+    """Add every value to the four pixels around it; pixel (i, j) of the field is (i + 1, j + 1) here."""
+    for i in range(x.size):
+        column, row = int(np.floor(x[i])), int(np.floor(y[i]))
+        right, lower = x[i] - column, y[i] - row
+        image[row + 1, column + 1] += value[i] * (1 - right) * (1 - lower)
+        image[row + 1, column + 2] += value[i] * right * (1 - lower)
+        image[row + 2, column + 1] += value[i] * (1 - right) * lower
+        image[row + 2, column + 2] += value[i] * right * lower
 
 
 def _float32(weights: NDArray[np.float64] | None, count: int) -> FloatImage:

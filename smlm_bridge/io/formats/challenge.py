@@ -38,7 +38,7 @@ def read(path: str | Path, *, pixel_nm: float | None = None) -> pd.DataFrame:
             line = file.readline(1 << 16).strip()
     except OSError as error:
         raise InputRejected(f"table {path} cannot be read: {error.strerror or error}.") from error
-    if line and line[0] not in _NUMERIC_START:
+    if not line or line[0] not in _NUMERIC_START:
         return read_table(path, pixel_nm=pixel_nm)
     fields = line.count(b",") + 1
     if fields not in (4, 5):
