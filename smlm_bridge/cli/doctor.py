@@ -1,21 +1,17 @@
 """``doctor``: what is installed, what is missing, what to do."""
 
 import importlib.metadata
-import os
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from smlm_bridge import __version__
-from smlm_bridge.cli.common import Run, verb
+from smlm_bridge.cli.common import Run, file_option, verb
 from smlm_bridge.cli.reporting import Summary
 from smlm_bridge.errors import MissingDependency
 
-IMAGEJ_JAR = Path("/usr/share/java/ij.jar")
 EXTRAS = {"train": ("torch", "onnx"), "fiji": ("pyimagej", "scyjava"), "cluster": ("dask", "distributed")}
 CORE = (
     "click", "h5py", "matplotlib", "numba", "numpy", "onnxruntime", "pandas", "pyarrow", "pydantic", "rich",
@@ -43,17 +39,19 @@ class Check:
     units="none.",
     example="smlm-bridge doctor --json",
 )
-def command(run: Run) -> Summary:
-    """Check this installation: packages, torch device, Java, ImageJ and the display.
+@file_option("--fiji", "Fiji directory to look at.")
+@file_option("--plugins", "ThunderSTORM's jar or folder to look at.")
+def command(run: Run, *, fiji: Path | None, plugins: Path | None) -> Summary:
+    """Check this installation: packages, torch device, Java, ImageJ, the display and ThunderSTORM.
 
     Ends with exit code 4 where a package of the plain install is missing; what only an extra needs is
     reported.
     """
-    checks = tuple(_checks())
+    checks = tuple(_checks(fiji, plugins))
     missing = [check for check in checks if check.found is None]
     broken = any(check.needed_for == "everything" for check in missing)
     lines = [
-        f"{check.status:<8}{check.name:<14}{check.found or f'needed for {check.needed_for}'}"
+        f"{check.status:<8}{check.name:<16}{check.found or f'needed for {check.needed_for}'}"
         for check in checks
     ]
     advice = list(dict.fromkeys(f"{check.name}: {check.advice}" for check in missing))
@@ -69,7 +67,7 @@ def command(run: Run) -> Summary:
     return Summary(values, "\n".join(lines), exit_code=MissingDependency.exit_code if broken else 0)
 
 
-def _checks() -> Iterator[Check]:
+def _checks(fiji: Path | None, plugins: Path | None) -> Iterator[Check]:
     python = f"{platform.python_version()} ({sys.executable})"
     yield Check(
         "python", "everything", python if sys.version_info >= (3, 11) else None, "install Python 3.11."
@@ -80,11 +78,10 @@ def _checks() -> Iterator[Check]:
         for package in packages:
             yield Check(package, f"extra '{extra}'", _version(package), f"pip install 'smlm_bridge[{extra}]'")
     yield Check("device", "extra 'train'", _torch_device(), "pip install 'smlm_bridge[train]'")
-    yield Check("java", "extra 'fiji'", _java(), "install a JDK 17 or 21 (Debian: apt install default-jdk)")
-    jar = str(IMAGEJ_JAR) if IMAGEJ_JAR.is_file() else None
-    yield Check("ij.jar", "ImageJ without Fiji", jar, "Debian: apt install libij-java; with Fiji not needed")
-    display = os.environ.get("DISPLAY") or ("not needed here" if os.name == "nt" else None)
-    yield Check("DISPLAY", "windows of ImageJ", display, "run under xvfb-run, or log in with a display")
+    from smlm_bridge.bridge.checks import findings
+
+    for finding in findings(fiji=fiji, plugins=plugins):
+        yield Check(finding.name, finding.needed_for, finding.found, finding.advice)
 
 
 def _version(package: str) -> str | None:
@@ -105,15 +102,3 @@ def _torch_device() -> str | None:
     return ", ".join(
         f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())
     )
-
-
-def _java() -> str | None:
-    program = shutil.which("java")
-    if program is None:
-        return None
-    try:
-        answer = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    first = (answer.stderr or answer.stdout).strip().splitlines()[:1]
-    return f"{first[0] if first else 'version unknown'} ({program})"

@@ -1,0 +1,1 @@
+"""The only room that speaks Java: ImageJ, Fiji and ThunderSTORM driven from Python."""

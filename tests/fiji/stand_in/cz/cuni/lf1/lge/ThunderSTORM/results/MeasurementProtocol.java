@@ -1,0 +1,4 @@
+package cz.cuni.lf1.lge.ThunderSTORM.results;
+
+public class MeasurementProtocol {
+}
