@@ -7,15 +7,37 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from smlm_bridge.errors import InputRejected, MissingDependency
 from smlm_bridge.io.atomic import atomic_output
-from smlm_bridge.io.shipped import find_shipped, shipped_folder, shipped_names
+from smlm_bridge.io.onnx_file import inspect_onnx
+from smlm_bridge.io.shipped import WEIGHTS, find_shipped, shipped_folder, shipped_names
 from smlm_bridge.model import Model, ModelInfo
+from smlm_bridge.networks.estimates import estimate_names
 from smlm_bridge.networks.maps import MAP_NAMES
 
 _LARGEST_FILE = 512_000_000
 _NOWHERE = "/dev/null/external-data"
+
+
+class _Metadata(BaseModel):
+    """The text that travels in a model's file; a newer program may add keys, none may have another type."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    name: str = Field(min_length=1, max_length=200)
+    system: str = Field(max_length=200)
+    purpose: str = Field(max_length=2000)
+    ranges: dict[str, Any]
+    channels: int
+    size_step: int
+    reach_px: int
+    threshold: float
+    training: dict[str, Any]
+    scores: dict[str, Any]
+    calibration_hash: str
+    box_px: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +68,7 @@ def save_model(path: Path | str, onnx_bytes: bytes, *, overwrite: bool = False) 
 
 
 def find_model(path_or_name: Path | str) -> Path:
-    """The file of a model, given as a path or as the name of a shipped one.
+    """The file of a model, given as a path, as the folder of an exported package or as a shipped one's name.
 
     Raises
     ------
@@ -54,6 +76,8 @@ def find_model(path_or_name: Path | str) -> Path:
         If there is neither.
     """
     path = find_shipped(path_or_name) or Path(path_or_name)
+    if path.is_dir() and (path / WEIGHTS).is_file():
+        path = path / WEIGHTS
     if not path.is_file():
         raise InputRejected(
             f"no model '{path_or_name}': neither a file nor a shipped model "
@@ -64,6 +88,9 @@ def find_model(path_or_name: Path | str) -> Path:
 
 def load_model(path_or_name: Path | str, *, threads: int | None = None, device: str = "cpu") -> Model:
     """Load a model file, or a shipped model by name.
+
+    The file is not trusted: it is checked before ONNX Runtime sees it (``onnx_file.inspect_onnx``), nothing in
+    it is unpickled or executed, and its metadata must have the types of the schema.
 
     Parameters
     ----------
@@ -77,7 +104,8 @@ def load_model(path_or_name: Path | str, *, threads: int | None = None, device: 
     Raises
     ------
     InputRejected
-        If there is no such file, it is not ONNX, not ours, or refers to data outside itself.
+        If there is no such file, it is larger than 512 MB, not ONNX, not ours, damaged, or refers to data
+        outside itself.
     MissingDependency
         If a GPU is asked for and this ONNX Runtime has none.
     """
@@ -86,36 +114,72 @@ def load_model(path_or_name: Path | str, *, threads: int | None = None, device: 
         raise InputRejected(
             f"{path_or_name} is larger than {_LARGEST_FILE // 1_000_000} MB, no model of ours is."
         )
+    data = path.read_bytes()
+    inspect_onnx(data, name=str(path_or_name))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    # From bytes and with a folder that cannot exist: data outside the file are then nowhere to be found.
+    # The second lock on data outside the file: from bytes, and with a folder that cannot exist.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
     try:
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=_providers(device))
+        session = onnxruntime.InferenceSession(data, options, providers=_providers(device))
     except MissingDependency:
         raise
     except Exception as error:
         text = str(error).splitlines()[0]
         raise InputRejected(f"{path_or_name} is not an ONNX model that can be run: {text}") from error
-    info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, name=str(path_or_name))
+    info = _read_info(session, str(path_or_name))
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    wanted = ("tensor(float)", "frames", info.channels), ("tensor(float)", "maps", len(MAP_NAMES))
+    taken, given, count = "frames", "maps", len(MAP_NAMES)
+    if info.box_px:
+        taken, given, count = "boxes", "estimates", len(_estimates(info, str(path_or_name)))
+    wanted = ("tensor(float)", taken, info.channels), ("tensor(float)", given, count)
     found = [(part.type, part.name, (*part.shape, None, None)[1]) for part in (*inputs, *outputs)]
     if found != list(wanted):
         raise InputRejected(
-            f"{path_or_name}: a model takes {info.channels} channel(s) of 'frames' and returns "
-            f"{len(MAP_NAMES)} 'maps'; this one has {found}."
+            f"{path_or_name}: a model takes {info.channels} channel(s) of '{taken}' and returns "
+            f"{count} '{given}'; this one has {found}."
+        )
+    if info.box_px and list(inputs[0].shape[2:]) != [info.box_px] * 2:
+        raise InputRejected(
+            f"{path_or_name}: the metadata speak of boxes of {info.box_px} px, the network takes "
+            f"{inputs[0].shape}."
         )
 
     def run(frames: NDArray[np.float32]) -> NDArray[np.float32]:
-        maps: NDArray[np.float32] = session.run(
-            ["maps"], {"frames": np.ascontiguousarray(frames, np.float32)}
-        )[0]
-        return maps
+        found: NDArray[np.float32] = session.run([given], {taken: np.ascontiguousarray(frames, np.float32)})[
+            0
+        ]
+        return found
 
     return Model(info, run)
+
+
+def _estimates(info: ModelInfo, name: str) -> tuple[str, ...]:
+    """The names of what a model of single emitters returns."""
+    try:
+        return estimate_names(info.ranges.get("zernike_rad", ()))
+    except (TypeError, ValueError, IndexError) as error:
+        raise InputRejected(
+            f"{name}: 'zernike_rad' in the ranges of the model is damaged ({error})."
+        ) from error
+
+
+def _read_info(session: Any, name: str) -> ModelInfo:
+    """The metadata, checked against the schema."""
+    try:
+        metadata = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise InputRejected(f"{name}: the metadata of the model is damaged ({error}).") from error
+    info = ModelInfo.from_metadata(metadata, name=name)
+    try:
+        _Metadata.model_validate_json(metadata["smlm_bridge"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "metadata"
+        raise InputRejected(f"{name}: '{key}' in the metadata of the model: {first['msg']}.") from error
+    return info
 
 
 def _providers(device: str) -> list[Any]:
