@@ -1,6 +1,7 @@
 """Score models on the simulated sets beside the published networks.
 
-    python benchmarks/score_simulated.py [--data ../shared/data/simulated] [--model NAME_OR_FILE --set SET] ...
+    python benchmarks/score_simulated.py [--refine] [--data ../shared/data/simulated]
+                                         [--model NAME_OR_FILE --set SET] [--emitters N ...]
 
 Without --model, every shipped model that has a set of its own name is scored. Jaccard in %, RMSE in nm over pairs
 within 150 nm, CPU seconds a frame on one thread. The published figures are over all frames of each set, ours over
@@ -9,29 +10,37 @@ the first half, which is what ../shared holds.
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from smlm_bridge.camera import Camera
 from smlm_bridge.evaluate import Options, evaluate
+from smlm_bridge.frames import in_blocks
 from smlm_bridge.io.images import open_frames
 from smlm_bridge.io.model import load_model
 from smlm_bridge.io.shipped import shipped_names
 from smlm_bridge.io.thunderstorm import read_table
-from smlm_bridge.localize import localize
+from smlm_bridge.localize import localize_work
 from smlm_bridge.model import Model
+from smlm_bridge.multi.frame import Refiner
+from smlm_bridge.multi.work import refined, refiner_of
 
 HERE = Path(__file__).parent
 EMITTERS = (1, 10, 20, 35, 50, 75)
 LEAST_PHOTONS = {"tetrapod_storm": 6000.0}
 
 
-def localizations(model: Model, file: Path) -> tuple[pd.DataFrame, float, int]:
+def localizations(model: Model, file: Path, refiner: Refiner | None) -> tuple[pd.DataFrame, float, int]:
     """Table, CPU seconds and number of frames."""
+    work = localize_work(model, camera=Camera())
+    if refiner is not None:
+        work = refined(work, refiner, Camera())
     with open_frames([file]) as source:
         start = time.process_time()
-        blocks = list(localize(source, model, camera=Camera()))
+        blocks = list(in_blocks(source, work))
         return (
             pd.concat([b.table for b in blocks], ignore_index=True),
             time.process_time() - start,
@@ -39,13 +48,22 @@ def localizations(model: Model, file: Path) -> tuple[pd.DataFrame, float, int]:
         )
 
 
-def score(model: Model, set_name: str, data: Path, published: pd.DataFrame) -> pd.DataFrame:
+def score(
+    model: Model,
+    set_name: str,
+    data: Path,
+    published: pd.DataFrame,
+    *,
+    refine: bool,
+    densities: Sequence[int],
+) -> pd.DataFrame:
     """One row a density."""
     rows = []
     least = LEAST_PHOTONS.get(set_name)
-    for emitters in EMITTERS:
+    refiner = refiner_of(model.info.calibration, ranges=model.info.ranges) if refine else None
+    for emitters in densities:
         file = data / f"{set_name}_N{emitters:03d}.tif"
-        table, seconds, frames = localizations(model, file)
+        table, seconds, frames = localizations(model, file, refiner)
         truth = read_table(file.with_suffix(".csv"))
         rule: dict[str, object] = {}
         if least is not None:
@@ -78,17 +96,25 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data" / "simulated")
     parser.add_argument("--model", help="a model file or the name of a shipped one")
     parser.add_argument("--set", help="the simulated set; default: the model's name")
+    parser.add_argument("--refine", action="store_true", help="as localize --refine")
+    parser.add_argument("--emitters", type=int, nargs="+", default=EMITTERS, choices=EMITTERS)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     published = pd.read_csv(HERE / "published_networks.csv", comment="#")
     names = [arguments.model] if arguments.model else [n for n in shipped_names() if n in set(published.set)]
     for name in names:
         model = load_model(name, threads=1)
         set_name = arguments.set or model.info.name
         print(f"{set_name} ({model.info.training.get('samples', '?')} training samples)")
-        print(
-            score(model, set_name, arguments.data, published).to_string(index=False, float_format="%.2f"),
-            "\n",
+        scores = score(
+            model,
+            set_name,
+            arguments.data,
+            published,
+            refine=arguments.refine,
+            densities=arguments.emitters,
         )
+        print(scores.to_string(index=False, float_format="%.2f"), "\n")
 
 
 if __name__ == "__main__":

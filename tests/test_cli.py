@@ -231,8 +231,14 @@ def test_a_cuda_device_that_is_not_there_is_missing(monkeypatch: pytest.MonkeyPa
 def test_the_help_of_every_verb_has_units_an_example_and_the_common_options(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([name, "--help"]) == 0
-    text = capsys.readouterr().out
+    command = program.get_command(click.Context(program), name)
+    parts = [[name, part] for part in command.commands] if isinstance(command, click.Group) else [[name]]
+    for words in parts:
+        assert main([*words, "--help"]) == 0
+        _has_all_of_a_help(" ".join(words), capsys.readouterr().out)
+
+
+def _has_all_of_a_help(name: str, text: str) -> None:
     assert "Units:" in text
     assert f"smlm-bridge {name}" in text.partition("Example:")[2]
     for option in (
@@ -572,9 +578,9 @@ def test_localize_refuses_what_cannot_work(
     bright_pixel_model(calibration, model)
     arguments = ["localize", str(dots), "-o", str(tmp_path / "table.csv")]
     assert main(arguments) == 2
-    assert main([*arguments, "--calibration", str(calibration)]) == 2
-    assert main([*arguments, "--model", str(model), "--refine"]) == 2
-    assert "--refine of 'localize' is not built yet" in capsys.readouterr().err
+    assert "--calibration" in capsys.readouterr().err
+    assert main([*arguments, "--calibration", str(calibration), "--threshold", "0.4"]) == 2
+    assert main([*arguments, "--model", str(model), "--detector", "dog"]) == 2
     assert main([*arguments, "--model", "nothing"]) == 3
     assert main([*arguments, "--model", str(model), "--frames", "3:9"]) == 3
     tifffile.imwrite(tmp_path / "map.tif", np.full((5, 5), 100, np.float32))
@@ -653,12 +659,10 @@ def test_calibrate_refuses_before_it_works(tmp_path: Path, capsys: pytest.Captur
     import tifffile
 
     stack, target = tmp_path / "beads.tif", tmp_path / "beads.psf.h5"
-    tifffile.imwrite(stack, np.zeros((5, 32, 32), np.uint16))
+    tifffile.imwrite(stack, np.zeros((7, 32, 32), np.uint16))
     arguments = ["calibrate", str(stack), "-o", str(target), *SETUP]
     assert main(arguments) == 2
     assert "--z-step-nm" in capsys.readouterr().err
-    assert main([*arguments, "--z-step-nm", "-100", "--psf", "spline"]) == 2
-    assert "--psf spline" in capsys.readouterr().err
     assert main([*arguments, "--z-step-nm", "-100", "--fit-slices", "0:9:1"]) == 3
     assert main([*arguments, "--z-step-nm", "-100"]) == 3
     assert "constant" in capsys.readouterr().err
@@ -732,3 +736,20 @@ def test_train_writes_a_model_that_localizes(
     ranges.write_text("photon = [1.0, 2.0]\n")
     assert main([*arguments, "--overwrite"]) == 3
     assert "photon" in capsys.readouterr().err
+
+
+@TORCH_PLANS
+def test_crlb_over_photons_with_further_unknowns(
+    calibration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, plot = tmp_path / "crlb.csv", tmp_path / "crlb.png"
+    arguments = ["crlb", str(calibration), "--json", "--window-px", "15", "--z-nm", "0:200:200"]
+    unknown = ["--unknown-zernike", "5", "--unknown-wavelength", "--exact-emccd", "--em-gain", "300"]
+    more = ["-o", str(table), "--plot", str(plot), "--photons", "500:1500:1000"]
+    assert main([*arguments, *more, *unknown]) == 0
+    values = only_object(capsys.readouterr().out)
+    assert values["photons"] == [500.0, 500.0, 1500.0, 1500.0]
+    assert len(values["sigma_zernike_5_rad"]) == len(values["sigma_wavelength_nm"]) == 4
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert main([*arguments, "--photons", "0"]) == 2
+    assert "above 0" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """``detect``: candidates of emitters in frames, as ThunderSTORM finds them."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,14 +15,13 @@ from smlm_bridge.cli.common import (
     setup_options,
     verb,
 )
-from smlm_bridge.cli.localize import camera_of
+from smlm_bridge.cli.movies import camera_of
 from smlm_bridge.cli.reporting import Summary, aligned
 from smlm_bridge.cli.values import FRAMES, RANGE, ROI
-from smlm_bridge.cli.verbs import refuse_not_built
 from smlm_bridge.errors import InputRejected, SmlmError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     import pandas as pd
 
@@ -45,7 +45,7 @@ DETECTOR = Literal["wavelet", "dog", "thunderstorm"]
     type=click.Choice(["wavelet", "dog", "thunderstorm"]),
     default="wavelet",
     show_default=True,
-    help="B-spline wavelet, difference of Gaussians, or ThunderSTORM itself (not built yet).",
+    help="B-spline wavelet, difference of Gaussians, or ThunderSTORM itself where it is found.",
 )
 @click.option(
     "--detector-threshold",
@@ -94,10 +94,8 @@ def command(
     Local maxima of the band-passed frame, at whole pixels; the default is ThunderSTORM's detector. A threshold
     may use I (the frame above the camera's offset), F (band-passed), Wave.F1, Wave.F2, DoG.G1, DoG.G2, the
     functions std, var, mean, median, max, min, sum and abs, and arithmetic. Of the camera only the offset
-    counts. A frame that fails is left out and named.
+    counts; absent, that of the file. A frame that fails is left out and named.
     """
-    if detector == "thunderstorm":
-        refuse_not_built("--detector thunderstorm")
     run.outputs(output)
     from smlm_bridge.camera import Camera
     from smlm_bridge.detect import DetectOptions, detect
@@ -105,7 +103,7 @@ def command(
     from smlm_bridge.io.thunderstorm import write_table
 
     options = DetectOptions(
-        detector=detector,
+        detector="wavelet" if detector == "thunderstorm" else detector,
         threshold=detector_threshold,
         connectivity=8 if connectivity == "8" else 4,
         wavelet_order=wavelet_order,
@@ -120,8 +118,9 @@ def command(
         pixel_nm = required(
             pixel_nm, "the size of a pixel is not in the file: give --pixel-nm, or --setup FILE.toml."
         )
-        camera = camera_of(source, known.camera or Camera())
-        blocks = detect(source, options, pixel_nm=pixel_nm, camera=camera, on_step=on_step)
+        camera = camera_of(source, known.camera or Camera(offset=source.camera_offset or 0.0))
+        search = _thunderstorm(run) if detector == "thunderstorm" else detect
+        blocks = search(source, options, pixel_nm=pixel_nm, camera=camera, on_step=on_step)
         table, failed = _collect(blocks, source)
     write_table(output, table, overwrite=run.overwrite)
     values = {
@@ -130,8 +129,21 @@ def command(
         "failed_frames": len(failed),
         "failures": {frame + 1: reason for frame, reason in failed.items()},
         "pixel_nm": pixel_nm,
+        "movie": source.description,
     }
     return Summary(values, aligned({"table": str(output), **values}))
+
+
+def _thunderstorm(run: Run) -> "Callable[..., Iterator[Block]]":
+    """ThunderSTORM's own detector; without the plugin ours of the same algorithm, which is said."""
+    from functools import partial
+
+    from smlm_bridge.bridge import engines
+
+    chosen = engines.open_engine()
+    if chosen.note and not run.quiet:
+        print(f"Warning: {chosen.note}", file=sys.stderr)
+    return partial(engines.detect_movie, chosen)
 
 
 def _check(source: "FrameSource") -> None:

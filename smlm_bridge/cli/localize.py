@@ -1,5 +1,6 @@
 """``localize``: frames to a ThunderSTORM table."""
 
+import json
 import re
 import time
 import warnings
@@ -17,25 +18,20 @@ from smlm_bridge.cli.common import (
     file_option,
     not_built,
     output_option,
-    required,
     setup_options,
     verb,
 )
+from smlm_bridge.cli.movies import camera_of, check_movie
 from smlm_bridge.cli.reporting import Summary, aligned
 from smlm_bridge.cli.values import FRAMES, ROI
-from smlm_bridge.cli.verbs import refuse_not_built
 from smlm_bridge.errors import InputRejected, SmlmError, UsageError
 
 if TYPE_CHECKING:
-    from smlm_bridge.camera import Camera
     from smlm_bridge.cluster.engines import Engine
     from smlm_bridge.cluster.movie import Localized, Shard
     from smlm_bridge.cluster.recipe import Recipe
-    from smlm_bridge.io.images import FrameSource
+    from smlm_bridge.detect import DetectOptions
     from smlm_bridge.io.parts import PartStore
-    from smlm_bridge.model import ModelInfo
-
-PIXEL_TOLERANCE = 0.02
 
 
 @verb(
@@ -47,8 +43,23 @@ PIXEL_TOLERANCE = 0.02
 @click.argument("frames_in", metavar="FRAMES...", nargs=-1, required=True)
 @output_option("ThunderSTORM table, .csv; a folder: one table for each file of FRAMES.")
 @click.option("--model", metavar="MODEL", help="A model file (.onnx) or the name of a shipped one.")
-@click.option("--calibration", metavar="CAL", help="Detect and fit with this PSF (not built yet).")
+@click.option(
+    "--calibration",
+    metavar="CAL",
+    help="Detect and fit with this PSF; beside --model it replaces the model's.",
+)
 @click.option("--threshold", type=float, help="Least probability, 0 to 1; absent: the model's.")
+@click.option(
+    "--refine", is_flag=True, help="Then fit all emitters of a frame together; removes and adds emitters."
+)
+@click.option(
+    "--detector",
+    type=click.Choice(["wavelet", "dog"]),
+    help="How fits find candidates; absent: wavelet, as in ThunderSTORM.",
+)
+@click.option(
+    "--detector-threshold", metavar="EXPR", help="Threshold of the detector, e.g. 1.5*std(Wave.F1)."
+)
 @click.option("--frames", type=FRAMES, help="First and last frame, from 1, both included.")
 @click.option("--roi", type=ROI, help="Region in pixels: column, row, width, height.")
 @file_option("--preview", "The super-resolved picture, .png.")
@@ -61,7 +72,7 @@ PIXEL_TOLERANCE = 0.02
 )
 @click.option("--shard", metavar="I/N", help="Only part I of N of the blocks, for job arrays; see --resume.")
 @click.option("--block-frames", type=click.IntRange(min=1), help="Frames in a block; the table is the same.")
-@not_built("--detector", "--detector-threshold", "--channel2", "--split", flags=("--refine",))
+@not_built("--channel2", "--split")
 @setup_options(optics=False)
 def command(
     run: Run,
@@ -71,6 +82,9 @@ def command(
     model: str | None,
     calibration: str | None,
     threshold: float | None,
+    refine: bool,
+    detector: str | None,
+    detector_threshold: str | None,
     frames: tuple[int, int] | None,
     roi: tuple[int, int, int, int] | None,
     preview: Path | None,
@@ -90,22 +104,36 @@ def command(
     Blocks of frames that are done are kept in TABLE.parts until the table is written: after an interruption
     --resume goes on there. Several FRAMES are one movie if the output is a table, and movies of their own if
     it is a folder.
+
+    With --calibration alone every emitter is detected and fitted in its own box by maximum likelihood; with
+    --refine too, matching pursuit with the PSF finds them and overlapping ones are fitted together.
     """
-    if calibration is not None:
-        refuse_not_built("localizing with --calibration (detect and fit)")
-    required(model, "give --model MODEL: a .onnx file or a name that 'smlm-bridge models' lists.")
+    if model is None and calibration is None:
+        raise UsageError(
+            "give --model MODEL, a .onnx file or a name that 'smlm-bridge models' lists, or --calibration CAL to "
+            "detect and fit."
+        )
+    if (detector or detector_threshold) and (model or refine):
+        raise UsageError(
+            "--detector and --detector-threshold go with --calibration alone: fits need candidates."
+        )
+    if threshold is not None and model is None:
+        raise UsageError("--threshold is the least probability of a network: it goes with --model.")
     many = output.is_dir() or not output.suffix
     if many and (preview or report or shard):
         raise UsageError(
             f"--preview, --report and --shard go with one table; the output {output} is a folder."
         )
     from smlm_bridge.cluster.engines import engine
-    from smlm_bridge.cluster.recipe import absolute_model
+    from smlm_bridge.cluster.recipe import absolute_calibration, absolute_model
 
     job = _Job(
         run,
-        model=absolute_model(str(model)),
+        model=None if model is None else absolute_model(model),
+        calibration=None if calibration is None else absolute_calibration(calibration),
+        detect=_detect_options(detector, detector_threshold),
         threshold=threshold,
+        refine=refine,
         frames=frames,
         roi=roi,
         resume=resume,
@@ -125,8 +153,11 @@ class _Job:
     """The options of one call, and what is done with a movie."""
 
     run: Run
-    model: str
+    model: str | None
+    calibration: str | None
+    detect: "DetectOptions | None"
     threshold: float | None
+    refine: bool
     frames: tuple[int, int] | None
     roi: tuple[int, int, int, int] | None
     resume: bool
@@ -184,10 +215,15 @@ class _Job:
         from smlm_bridge.io.thunderstorm import write_protocol, write_table
 
         began = time.monotonic()
-        recipe, info, n_frames = self._recipe(frames_in)
-        made = _protocol(frames_in, info, recipe)
-        if self.resume and output.exists():
+        recipe, n_frames = self._recipe(frames_in)
+        made = _protocol(frames_in, recipe)
+        unfinished = parts_folder(output).is_dir()
+        if self.resume and output.exists() and not unfinished:
             return _done_before(output, made)
+        if (
+            self.resume and unfinished and not self.run.overwrite
+        ):  # outputs that are there are of this very run
+            return replace(self, run=replace(self.run, overwrite=True)).table(frames_in, output, running)
         self.run.outputs(output, output.with_suffix(".protocol.json"), self.preview, self.report)
         with self.run.steps("localizing") as on_step:
             store = localize_parts(
@@ -214,31 +250,38 @@ class _Job:
             "coverage": None,
         }
         write_protocol(output, {**made, **values}, overwrite=self.run.overwrite)
+        self._pictures(recipe, result, made)
         store.remove()
-        self._pictures(recipe, result, info, made)
         shown = {key: value for key, value in values.items() if key != "failures"}
         return Summary(values, aligned({"table": str(output), **shown}))
 
-    def _recipe(self, frames_in: Sequence[str]) -> "tuple[Recipe, ModelInfo, int]":
-        """How the movie is localized, by what, and its number of frames; what cannot work is refused here."""
-        from smlm_bridge.cluster.recipe import Recipe, loaded_model
+    def _recipe(self, frames_in: Sequence[str]) -> "tuple[Recipe, int]":
+        """How the movie is localized, and its number of frames; what cannot work is refused here."""
+        from smlm_bridge.cluster.recipe import Recipe
         from smlm_bridge.io.images import open_frames
 
-        threads, device = self.run.threads, _onnx_device(self.run.device_name)
-        info = loaded_model(self.model, threads, device).info
-        inputs = tuple(str(Path(name).absolute()) for name in frames_in)
-        with open_frames(inputs, frames=self.frames, roi=self.roi) as source:
-            known = info.calibration.camera
+        recipe = Recipe(
+            tuple(str(Path(name).absolute()) for name in frames_in),
+            self.model,
+            None,
+            self.frames,
+            self.roi,
+            self.threshold,
+            self.refine,
+            _onnx_device(self.run.device_name) if self.model is not None else "cpu",
+            self.run.threads,
+            self.calibration,
+            self.detect,
+        )
+        known = recipe.tool.calibration.channels[0].camera
+        with open_frames(recipe.inputs, frames=self.frames, roi=self.roi) as source:
             camera = camera_of(source, self.setup(known).camera or known)
-            _check(source, info, camera)
-            recipe = Recipe(
-                inputs, self.model, camera, self.frames, self.roi, self.threshold, device, threads
-            )
-            return recipe, info, source.n_frames
+            check_movie(source, recipe.tool, camera)
+            # Two channels may have a camera each: theirs stay unless options change them.
+            given = camera if recipe.tool.channels == 1 or camera != known else None
+            return replace(recipe, camera=given), source.n_frames
 
-    def _pictures(
-        self, recipe: "Recipe", result: "Localized", info: "ModelInfo", made: dict[str, Any]
-    ) -> None:
+    def _pictures(self, recipe: "Recipe", result: "Localized", made: dict[str, Any]) -> None:
         """Write the picture and the page that were asked for."""
         if self.preview is None and self.report is None:
             return
@@ -248,10 +291,10 @@ class _Job:
         overwrite = self.run.overwrite
         with recipe.opened() as (source, _work):
             first = None if source.first_frame in result.failed else source.read(0, 1)[0, 0]
-        known = info.calibration
+        known = recipe.tool.calibration
         seen: dict[str, Any] = {
             "frame_shape": (source.height, source.width),
-            "pixel_nm": known.optics.pixel_nm,
+            "pixel_nm": known.channels[0].optics.pixel_nm,
             "origin_px": (source.x0, source.y0),
             "z_range_nm": known.z_range_nm,
         }
@@ -274,6 +317,15 @@ class _Job:
             )
             with atomic_output(self.report, overwrite=overwrite) as temporary:
                 temporary.write_text(page, encoding="utf-8")
+
+
+def _detect_options(detector: str | None, threshold: str | None) -> "DetectOptions | None":
+    if detector is None and threshold is None:
+        return None
+    from smlm_bridge.detect import DetectOptions
+
+    given: dict[str, Any] = {"detector": detector, "threshold": threshold}
+    return DetectOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def _shard(text: str | None) -> "Shard | None":
@@ -319,39 +371,6 @@ def _done_before(output: Path, made: dict[str, Any]) -> Summary:
     return Summary(values, f"{output} is complete already; nothing was done.")
 
 
-def camera_of(source: "FrameSource", camera: "Camera") -> "Camera":
-    """The camera of the region of a movie: maps of the whole chip are cut."""
-    maps = [
-        value for value in (camera.offset, camera.e_per_adu, camera.read_noise_e) if hasattr(value, "shape")
-    ]
-    if all(value.shape == (source.height, source.width) for value in maps):
-        return camera
-    if any(value.shape == (source.height, source.width) for value in maps):
-        raise InputRejected(
-            "the camera's maps differ in size; give all for the whole frame or all for the region."
-        )
-    return camera.crop(source.y0, source.x0, source.height, source.width)
-
-
-def _check(source: "FrameSource", info: "ModelInfo", camera: "Camera") -> None:
-    """Refuse before the first frame what would fail in every frame."""
-    import numpy as np
-
-    if source.n_channels != info.channels:
-        raise InputRejected(
-            f"the model '{info.name}' takes {info.channels} channel(s), the frames have "
-            f"{source.n_channels}. Choose another model, or give one channel."
-        )
-    camera.to_photons(np.zeros((1, source.height, source.width), np.float32))
-    wanted = info.calibration.optics.pixel_nm
-    if source.pixel_nm and abs(source.pixel_nm / wanted - 1) > PIXEL_TOLERANCE:
-        warnings.warn(
-            f"the file says a pixel is {source.pixel_nm:g} nm, the model was trained for {wanted:g} nm; "
-            "positions are in the model's.",
-            stacklevel=2,
-        )
-
-
 def _onnx_device(name: str) -> str:
     """Answer ``auto`` by what ONNX Runtime has, without torch."""
     if name != "auto":
@@ -361,23 +380,30 @@ def _onnx_device(name: str) -> str:
     return "cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu"
 
 
-def _protocol(frames_in: Sequence[str], info: "ModelInfo", recipe: "Recipe") -> dict[str, Any]:
+def _protocol(frames_in: Sequence[str], recipe: "Recipe") -> dict[str, Any]:
     """How the table was made; maps of the camera by their mean."""
+    from dataclasses import asdict
+
     import numpy as np
 
-    camera = recipe.camera
+    tool = recipe.tool
+    camera = recipe.camera or tool.calibration.channels[0].camera
+    least = tool.model.info.threshold if tool.model is not None else None
     numbers = {
         name: float(np.mean(getattr(camera, name))) for name in ("offset", "e_per_adu", "read_noise_e")
     }
     return {
         "made_by": f"smlm_bridge {__version__}, localize",
         "input": list(frames_in),
-        "model": info.name,
-        "calibration_hash": info.calibration.hash,
-        "pixel_nm": info.calibration.optics.pixel_nm,
+        "model": None if tool.model is None else tool.name,
+        "calibration": tool.name if tool.model is None else None,
+        "calibration_hash": tool.calibration.hash,
+        "pixel_nm": tool.calibration.channels[0].optics.pixel_nm,
         "camera": {**numbers, "em_gain": camera.em_gain, "quantum_efficiency": camera.quantum_efficiency},
         "options": {
-            "threshold": recipe.threshold or info.threshold,
+            "threshold": recipe.threshold or least,
+            "detect": None if recipe.detect is None else json.loads(json.dumps(asdict(recipe.detect))),
+            "refine": recipe.refine,
             "frames": None if recipe.frames is None else list(recipe.frames),
             "roi": None if recipe.roi is None else list(recipe.roi),
         },

@@ -16,7 +16,7 @@ from smlm_bridge.cli.common import (
     setup_options,
     verb,
 )
-from smlm_bridge.cli.localize import camera_of
+from smlm_bridge.cli.movies import camera_of
 from smlm_bridge.cli.reporting import Summary, aligned
 from smlm_bridge.cli.values import FRAMES, ROI
 from smlm_bridge.errors import InputRejected

@@ -1,0 +1,469 @@
+"""All emitters of a frame: fitted together, unsupported ones removed, others added where the residual asks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
+
+from smlm_bridge.errors import InputRejected
+from smlm_bridge.multi.background import smoothed
+from smlm_bridge.multi.group import Box, Emitters, GroupFit, GroupProblem, Prior
+from smlm_bridge.multi.search import Bank
+from smlm_bridge.multi.stamps import Stamps, add_windows, windows
+
+Floats = NDArray[np.float64]
+Frames = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+_LINK_SHARE = 0.6  # of half a window
+_MOST_ADDED = 200
+_NODES_PX = (20.0, 30.0, 45.0, 70.0, 100.0, 150.0)
+_CONTRAST = 0.8  # of an image that the background's splines must not be able to follow
+_ALIKE = 0.7  # less of an emitter's evidence than this share is left where others are much like it
+_NEIGHBOURS = 8
+_GRAIN = 2.5  # errors of a PSF are alike over this many pixels along x and y
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """How a frame is refined.
+
+    Parameters
+    ----------
+    add_gain
+        Gain in log-likelihood that an added emitter must bring.
+    keep_gain
+        Loss in log-likelihood that removing an emitter must cost, else it goes.
+    least_photons
+        Dimmer emitters go, whatever their gain: what a PSF that is not quite right leaves of bright ones.
+    rounds, passes
+        Times that emitters are added with the background held, and times that all are fitted again before
+        more are added; 0 only fits and removes.
+    node_px
+        Least spacing of the background's nodes; wider where splines would pass for images of emitters.
+    group
+        Most emitters that are fitted at once.
+    step_nm
+        Spacing of the heights that are searched.
+    model_error
+        Share of an emitter's light that the PSF does not describe, as the residual of its calibration says.
+        It counts as noise, and what it leaves in the residual asks for no emitters.
+    """
+
+    add_gain: float = 16.0
+    keep_gain: float = 10.0
+    least_photons: float = 0.0
+    rounds: int = 5
+    passes: int = 3
+    node_px: float = 20.0
+    group: int = 60
+    step_nm: float = 125.0
+    model_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.model_error < 1:
+            raise InputRejected(f"model_error {self.model_error} is a share of light, from 0 to below 1.")
+        if (
+            min(self.add_gain, self.keep_gain) <= 0
+            or min(self.rounds, self.passes) < 0
+            or self.node_px < 4
+            or self.group < 1
+        ):
+            raise InputRejected(
+                "refining needs gains above 0, rounds and passes of 0 or more, node_px of 4 or more and groups of "
+                f"1 or more, got {self}."
+            )
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The emitters of one frame.
+
+    Parameters
+    ----------
+    emitters
+        Positions, blur and photons.
+    sigma : (n, 4 + C)
+        Bounds as in ``GroupFit``.
+    origin : (n,)
+        Row of the start that an emitter came from, -1 if it was added.
+    support : (n,)
+        Loss of log-likelihood if the emitter were removed.
+    background : (n, C)
+        At the emitter, photo-electrons a pixel.
+    images, floor : (C, H, W)
+        Expectation of the emitters, and of the background.
+    """
+
+    emitters: Emitters
+    sigma: Floats
+    origin: NDArray[np.int64]
+    support: Floats
+    background: Floats
+    images: Frames
+    floor: Frames
+
+
+class Refiner:
+    """Refines frames of one microscope; built once, used for every frame.
+
+    Parameters
+    ----------
+    stamps
+        One a channel.
+    prior
+        Range of heights and blur.
+    options
+        See ``RefineOptions``.
+    """
+
+    def __init__(
+        self, stamps: Sequence[Stamps], prior: Prior, options: RefineOptions = RefineOptions()
+    ) -> None:
+        self.stamps, self.prior, self.options = list(stamps), prior, options
+        self.bank, self.local_bank = (  # for whole frames, and around one emitter
+            Bank(self.stamps, z_nm=prior.z_nm, step_nm=options.step_nm, blur_nm2=prior.blur_nm2[0])
+            for _ in range(2)
+        )
+        self.node_px = next(
+            (px for px in _NODES_PX if px >= options.node_px and self.bank.contrast(px) > _CONTRAST),
+            _NODES_PX[-1],
+        )
+
+    def __call__(self, photons: Frames, read_variance: Frames, start_xyz_nm: Floats) -> Refined:
+        """Refine one frame.
+
+        Parameters
+        ----------
+        photons, read_variance : (C, H, W)
+            Photo-electrons, and the variance of the read-out.
+        start_xyz_nm : (n, 3)
+            Positions to start from; none for matching pursuit alone.
+        """
+        frame = _Frame(self, photons, read_variance, start_xyz_nm)
+        frame.settle(frame.everything())
+        for _ in range(self.options.passes):
+            changed = frame.grow(self.options.rounds)
+            if frame.reconsider() or changed:
+                frame.settle(frame.everything())
+            else:
+                break
+        frame.settle(frame.everything(), tolerance=0.05)
+        return frame.result()
+
+
+class _Frame:
+    """The state of one frame on its way."""
+
+    def __init__(self, refiner: Refiner, photons: Frames, read_variance: Frames, start: Floats) -> None:
+        self.stamps, self.prior, self.options = refiner.stamps, refiner.prior, refiner.options
+        self.bank = refiner.bank
+        self.photons, self.read_variance = photons, read_variance
+        channels, count = len(photons), len(start)
+        self.emitters = Emitters(
+            start.astype(float), np.full(count, self.prior.blur_nm2[0]), np.full((count, channels), 1.0)
+        )
+        self.sigma = np.full((count, 4 + channels), np.inf)
+        self.origin = np.arange(count)
+        self.images = np.zeros_like(photons)
+        self.floor = np.zeros_like(photons)
+        self.error = self.options.model_error
+        self.gone = np.zeros(count, bool)
+        self.local_bank = refiner.local_bank
+        self.node_px = refiner.node_px
+
+    def everything(self) -> Mask:
+        """All emitters."""
+        return np.ones(len(self.emitters), bool)
+
+    def near(self, which: Mask) -> Mask:
+        """Those emitters, and others whose light they share."""
+        tree = KDTree(self.emitters.xyz_nm[:, :2])
+        touched = tree.query_ball_point(self.emitters.xyz_nm[which, :2], self._link_nm)
+        mask = which.copy()
+        for part in touched:
+            mask[part] = True
+        return mask
+
+    def settle(self, which: Mask, *, local: bool = False, tolerance: float = 0.5) -> None:
+        """Fit emitters in groups and remove what is not supported, until nothing is removed.
+
+        ``local`` holds the background but for a slow correction.
+        """
+        if not local:
+            self._level()
+        while which.any():
+            for group in self._groups(which):
+                self._fit(group, local=local, tolerance=tolerance)
+            support = np.where(which, self.support(), np.inf)
+            dim = self.emitters.photons.sum(axis=1) < self.options.least_photons
+            weak = which & (dim | (support < self.options.keep_gain))
+            if not weak.any():
+                return
+            # Of several weak ones that share light only the weakest goes at once.
+            near = KDTree(self.emitters.xyz_nm[:, :2]).query_ball_point(
+                self.emitters.xyz_nm[weak, :2], self._link_nm / 2
+            )
+            going = np.zeros(len(weak), bool)
+            rank = np.where(weak, support, np.inf)
+            for i, others in zip(np.flatnonzero(weak), near, strict=True):
+                going[i] = rank[i] <= rank[others].min()
+            touched = self.near(going)
+            self.images -= self._light(self.emitters.take(going))
+            self.emitters, self.sigma = self.emitters.take(~going), self.sigma[~going]
+            self.origin, which = self.origin[~going], touched[~going]
+
+    def reconsider(self) -> bool:
+        """Try to explain doubtful emitters, those much like their neighbours, better; whether that changed any.
+
+        Without the emitter; with one in place of it and its nearest neighbour; with it somewhere else. The
+        matched filter proposes where, so that a fit in a side minimum of z is left.
+        """
+        alone, fitted = self._evidence()
+        doubtful = np.flatnonzero(fitted < _ALIKE * alone)
+        self.gone = np.zeros(len(self.emitters), bool)
+        changed = False
+        for i in doubtful[np.argsort(fitted[doubtful])]:
+            if not self.gone[i]:
+                changed |= self._replaced(int(i))
+        keep = ~self.gone
+        self.emitters, self.sigma, self.origin = self.emitters.take(keep), self.sigma[keep], self.origin[keep]
+        return changed
+
+    def _replaced(self, i: int) -> bool:
+        tree = KDTree(self.emitters.xyz_nm[:, :2])
+        count = min(_NEIGHBOURS, len(self.emitters))
+        near = np.atleast_1d(tree.query(self.emitters.xyz_nm[i, :2], k=count)[1])
+        near = near[~self.gone[near]]
+        far = np.hypot(*(self.emitters.xyz_nm[near, :2] - self.emitters.xyz_nm[i, :2]).T) > self._link_nm
+        others = near[(near != i) & ~far]
+        group = np.append(others, i)
+        problem = self._problem(group, local=True)
+        complete = problem.fit(self.emitters.take(group), most=6).log_likelihood
+        # What goes, whether the matched filter puts one in its place, and the least gain that asks for it.
+        trials = [([i], False, -self.options.keep_gain), ([i], True, 1.0)]
+        if len(others):
+            trials.insert(1, ([i, int(others[0])], True, -self.options.keep_gain))
+        for going, with_new, least in trials:
+            rest = group[~np.isin(group, going)]
+            start = self.emitters.take(rest)
+            if with_new:
+                new = self._proposed(going)
+                if new is None:
+                    continue
+                start = _joined(start, new)
+            if not len(start):
+                continue
+            found = problem.fit(start, most=15)
+            if found.log_likelihood - complete > least:
+                replaced = self.emitters.take(group)
+                self.gone[going] = True
+                if with_new:
+                    self._append(found.emitters.take(slice(len(rest), None)))
+                    rest = np.append(rest, len(self.emitters) - 1)
+                self._take(rest, problem, found, local=True, instead=replaced)
+                return True
+        return False
+
+    def _proposed(self, going: list[int]) -> Emitters | None:
+        """The best single emitter in place of some, from the matched filter around them."""
+        old = self.emitters.take(np.asarray(going))
+        half = self.stamps[0].half_px * 3 // 2
+        pixel = self.stamps[0].psf.pixel_nm
+        left, top = np.floor(old.xyz_nm[:, :2].mean(axis=0) / pixel).astype(int) - half
+        side = 2 * half + 1
+        height, width = self.photons.shape[1:]
+        residual = np.zeros((len(self.photons), side, side), np.float32)
+        variance = np.full_like(residual, 1e12)  # nothing is known beyond the frame
+        rows, columns, own_rows, own_columns = windows(np.array([[left, top]]), side, (height, width))[0]
+        images = self.images - self._light(old)
+        shot = np.maximum(self.images + self.floor + self.read_variance, 1.0)
+        shot = shot + (_GRAIN * self.error * images) ** 2
+        residual[:, own_rows, own_columns] = (self.photons - images - self.floor)[:, rows, columns]
+        variance[:, own_rows, own_columns] = shot[:, rows, columns]
+        found = self.local_bank.candidates(residual, variance, least_gain=1.0, apart_px=side, most=1)
+        if not len(found.gain):
+            return None
+        xyz = found.xyz_nm + np.array([left * pixel, top * pixel, 0.0])
+        return Emitters(xyz, np.full(1, self.prior.blur_nm2[0]), found.photons)
+
+    def _append(self, new: Emitters) -> None:
+        """Add emitters, whose light is not in the images yet, at the end."""
+        count, channels = len(new), len(self.photons)
+        self.emitters = _joined(self.emitters, new)
+        self.sigma = np.concatenate([self.sigma, np.full((count, 4 + channels), np.inf)])
+        self.origin = np.concatenate([self.origin, np.full(count, -1)])
+        self.gone = np.concatenate([self.gone, np.zeros(count, bool)])
+
+    def support(self) -> Floats:
+        """(n,) loss of log-likelihood without each emitter, to second order.
+
+        The least of what the fit says, which knows how alike emitters are, and of what is left of it where
+        the PSF's errors on the light of the others could pass for an emitter.
+        """
+        return np.minimum(*self._evidence())
+
+    def _evidence(self) -> tuple[Floats, Floats]:
+        """(n,) losses of log-likelihood: if the light of the others stood still, and as the fit says."""
+        photons = self.emitters.photons
+        fitted = 0.5 * ((photons / np.maximum(self.sigma[:, 4:], 1e-9)) ** 2).sum(axis=1)
+        alone = np.zeros(len(photons))
+        for c, part in enumerate(self.stamps):
+            corners = part.corners(self.emitters.xyz_nm[:, :2])
+            light = part.images(self.emitters.xyz_nm, self.emitters.blur_nm2, corners)[:, 0]
+            light *= photons[:, c, None, None].astype(np.float32)
+            shot = np.maximum(self.images[c] + self.floor[c] + self.read_variance[c], 1.0)
+            for i, (rows, columns, own_rows, own_columns) in enumerate(
+                windows(corners, part.side_px, shot.shape)
+            ):
+                own = light[i, own_rows, own_columns]
+                others = self.images[c, rows, columns] - own
+                variance = shot[rows, columns] + (_GRAIN * self.error * others) ** 2
+                alone[i] += 0.5 * float((own**2 / variance).sum())
+        return alone, np.asarray(fitted)
+
+    def grow(self, rounds: int) -> bool:
+        """Add emitters, each time fitting only what is near them; whether any was added."""
+        for done in range(rounds):
+            added = self.add()
+            if not added.any():
+                return done > 0
+            self.settle(self.near(added), local=True)
+        return True
+
+    def add(self) -> Mask:
+        """Add emitters where the residual asks for them; which of all emitters they are."""
+        residual = self.photons - self.images - self.floor
+        shot = np.maximum(self.images + self.floor + self.read_variance, 1.0)
+        found = self.bank.candidates(
+            residual,
+            shot + (_GRAIN * self.error * self.images) ** 2,
+            least_gain=self.options.add_gain,
+            apart_px=max(1, self.stamps[0].half_px // 3),
+            most=_MOST_ADDED,
+        )
+        mask = np.concatenate([np.zeros(len(self.emitters), bool), np.ones(len(found.gain), bool)])
+        new = Emitters(found.xyz_nm, np.full(len(found.gain), self.prior.blur_nm2[0]), found.photons)
+        self.images += self._light(new)
+        self._append(new)
+        return mask
+
+    def result(self) -> Refined:
+        """What was found."""
+        pixel = self.stamps[0].psf.pixel_nm
+        height, width = self.photons.shape[1:]
+        column, row = (
+            np.clip(np.floor(self.emitters.xyz_nm[:, i] / pixel).astype(int), 0, length - 1)
+            for i, length in ((0, width), (1, height))
+        )
+        return Refined(
+            self.emitters,
+            self.sigma,
+            self.origin,
+            self.support(),
+            self.floor[:, row, column].T.astype(float),
+            self.images,
+            self.floor,
+        )
+
+    @property
+    def _link_nm(self) -> float:
+        """Emitters that are nearer share light that matters."""
+        return self.stamps[0].half_px * self.stamps[0].psf.pixel_nm * _LINK_SHARE
+
+    def _groups(self, which: Mask) -> list[NDArray[np.intp]]:
+        """Emitters that share light, in groups of at most ``options.group``."""
+        index = np.flatnonzero(which)
+        xy = self.emitters.xyz_nm[index, :2]
+        pairs = KDTree(xy).query_pairs(self._link_nm, output_type="ndarray")
+        links = coo_matrix((np.ones(len(pairs)), pairs.T), shape=(len(index), len(index)))
+        _, label = connected_components(links, directed=False)
+        parts = [index[label == i] for i in range(label.max() + 1)]
+        return [piece for part in parts for piece in self._halved(part)]
+
+    def _halved(self, group: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+        """A group cut across its longer side until no piece is too large."""
+        if len(group) <= self.options.group:
+            return [group]
+        xy = self.emitters.xyz_nm[group, :2]
+        order = np.argsort(xy[:, np.ptp(xy, axis=0).argmax()])
+        half = len(group) // 2
+        return [piece for part in (order[:half], order[half:]) for piece in self._halved(group[part])]
+
+    def _fit(self, group: NDArray[np.intp], *, local: bool, tolerance: float) -> None:
+        """Fit one group with the light of the others held."""
+        problem = self._problem(group, local=local)
+        self._take(group, problem, problem.fit(self.emitters.take(group), tolerance=tolerance), local=local)
+
+    def _problem(self, group: NDArray[np.intp], *, local: bool) -> GroupProblem:
+        """The box of a group's windows with the light of all others held; ``local``: and the background."""
+        emitters = self.emitters.take(group)
+        rows, columns = self._box(emitters)
+        own = self._light(emitters)[:, rows, columns]
+        total = self.images[:, rows, columns]
+        held = total - own + (self.floor[:, rows, columns] if local else 0.0)
+        noise = self.read_variance[:, rows, columns] + (self.error * total) ** 2
+        box = Box(self.photons[:, rows, columns], noise, held, (columns.start, rows.start))
+        node_px = float(max(box.photons.shape)) if local else self.node_px
+        return GroupProblem(box, self.stamps, self.prior, node_px=node_px)
+
+    def _take(
+        self,
+        group: NDArray[np.intp],
+        problem: GroupProblem,
+        fitted: GroupFit,
+        *,
+        local: bool,
+        instead: Emitters | None = None,
+    ) -> None:
+        """Let a fit be the state of its group; ``instead``: of the emitters whose light it replaces."""
+        old = self.emitters.take(group) if instead is None else instead
+        # Windows move with their emitters, also beyond the box: light is exchanged as a whole.
+        self.images += self._light(fitted.emitters) - self._light(old)
+        for name in ("xyz_nm", "blur_nm2", "photons"):
+            getattr(self.emitters, name)[group] = getattr(fitted.emitters, name)
+        self.sigma[group] = fitted.sigma
+        (column, row), (_, height, width) = problem.box.corner, problem.box.photons.shape
+        where = (slice(None), slice(row, row + height), slice(column, column + width))
+        self.floor[where] = fitted.background + (self.floor[where] if local else 0.0)
+
+    def _box(self, emitters: Emitters) -> tuple[slice, slice]:
+        """Rows and columns that the windows of emitters cover."""
+        spans = []
+        for axis, length in ((1, self.photons.shape[1]), (0, self.photons.shape[2])):
+            corners = [part.corners(emitters.xyz_nm[:, :2])[:, axis] for part in self.stamps]
+            first = min(int(corner.min()) for corner in corners)
+            last = max(
+                int(corner.max()) + part.side_px for corner, part in zip(corners, self.stamps, strict=True)
+            )
+            start = min(max(0, first), length - 1)
+            spans.append(slice(start, max(start + 1, min(length, last))))
+        return spans[0], spans[1]
+
+    def _light(self, emitters: Emitters) -> Frames:
+        """(C, H, W) expectation of emitters."""
+        out = np.zeros_like(self.photons)
+        for channel, part in enumerate(self.stamps):
+            corners = part.corners(emitters.xyz_nm[:, :2])
+            images = part.images(emitters.xyz_nm, emitters.blur_nm2, corners)[:, 0]
+            add_windows(out[channel], images * emitters.photons[:, channel, None, None], corners)
+        return out
+
+    def _level(self) -> None:
+        """A first background for the whole frame, by least squares on what the emitters leave."""
+        for floor, rest in zip(self.floor, self.photons - self.images, strict=True):
+            floor[...] = smoothed(rest, self.node_px)
+
+
+def _joined(first: Emitters, second: Emitters) -> Emitters:
+    """One after the other."""
+    return Emitters(
+        *(
+            np.concatenate([getattr(part, name) for part in (first, second)])
+            for name in ("xyz_nm", "blur_nm2", "photons")
+        )
+    )

@@ -1,0 +1,335 @@
+"""Maximum likelihood of all emitters of a group at once, on their common smooth background.
+
+Fisher scoring with Levenberg-Marquardt damping on the likelihood of shot and read noise (the read-out variance
+added to data and expectation: Huang et al. 2013). What is returned as uncertainty is the bound of the same
+emitters together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smlm_bridge.multi.background import smooth
+from smlm_bridge.multi.stamps import Stamps, add_windows, windows
+
+Floats = NDArray[np.float64]
+Frames = NDArray[np.float32]
+
+_BEYOND_PX = 2.0  # emitters may lie this far outside of what is fitted
+_LEAST = 1e-2  # photo-electrons: expectations stay above
+_ROUGHNESS = 0.3  # standard deviation of second differences of the background's nodes, of its level
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known before the fit.
+
+    Parameters
+    ----------
+    z_nm
+        Range of heights.
+    blur_nm2
+        Mean and standard deviation of the variance of the additional blur; a deviation of 0 fixes it.
+    """
+
+    z_nm: tuple[float, float]
+    blur_nm2: tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def of_blur(cls, z_nm: tuple[float, float], blur_nm: tuple[float, float]) -> "Prior":
+        """The prior of a blur that is uniform in a range."""
+        low, high = blur_nm
+        if high <= low:
+            return cls(z_nm, (low**2, 0.0))
+        mean = (low**2 + low * high + high**2) / 3
+        fourth = (high**5 - low**5) / (5 * (high - low))
+        return cls(z_nm, (mean, float(np.sqrt(max(0.0, fourth - mean**2)))))
+
+
+@dataclass(frozen=True)
+class Emitters:
+    """What is known of n emitters.
+
+    Parameters
+    ----------
+    xyz_nm : (n, 3)
+        Positions.
+    blur_nm2 : (n,)
+        Variance of the additional blur.
+    photons : (n, C)
+        In each channel.
+    """
+
+    xyz_nm: Floats
+    blur_nm2: Floats
+    photons: Floats
+
+    def __len__(self) -> int:
+        return len(self.xyz_nm)
+
+    def take(self, which: NDArray[np.generic] | slice) -> "Emitters":
+        """Some of them."""
+        return Emitters(self.xyz_nm[which], self.blur_nm2[which], self.photons[which])
+
+
+@dataclass(frozen=True)
+class Box:
+    """A piece of a frame that is fitted.
+
+    Parameters
+    ----------
+    photons : (C, h, w)
+        Photo-electrons.
+    read_variance : (C, h, w)
+        Of the read-out, photo-electrons squared.
+    others : (C, h, w)
+        Expectation of emitters that are not fitted here.
+    corner
+        Column and row of the first pixel within the frame.
+    """
+
+    photons: Frames
+    read_variance: Frames
+    others: Frames
+    corner: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class GroupFit:
+    """A fitted group.
+
+    Parameters
+    ----------
+    emitters
+        What was found.
+    sigma : (n, 4 + C)
+        Bound of x, y, z (nm), variance of the blur (nm^2) and photons.
+    images : (C, h, w)
+        Expectation of the group's emitters, without background.
+    background : (C, h, w)
+        Fitted background.
+    log_likelihood
+        Of the data and the prior, up to a constant of the data.
+    iterations
+        Steps that were tried.
+    """
+
+    emitters: Emitters
+    sigma: Floats
+    images: Frames
+    background: Frames
+    log_likelihood: float
+    iterations: int
+
+
+@dataclass(frozen=True)
+class _State:
+    """A point in the space of parameters and what was computed there."""
+
+    emitters: Emitters
+    nodes: Floats  # (C, K)
+    stamps: list[NDArray[np.float32]]  # one a channel: (n, 5, S, S)
+    images: Frames
+    background: Frames
+    log_likelihood: float
+
+
+class GroupProblem:
+    """One box, its windows and priors; ``fit`` finds the most likely emitters."""
+
+    def __init__(self, box: Box, stamps: Sequence[Stamps], prior: Prior, *, node_px: float) -> None:
+        """Take the data of a box; ``node_px`` is the spacing of the background's nodes."""
+        self.box, self.stamps, self.prior = box, list(stamps), prior
+        self.smooth = smooth((box.photons.shape[1], box.photons.shape[2]), node_px)
+        self.free_blur = prior.blur_nm2[1] > 0
+
+    def fit(self, start: Emitters, *, most: int = 30, tolerance: float = 0.02) -> GroupFit:
+        """The most likely emitters, from a start whose photons need not be right.
+
+        Parameters
+        ----------
+        start
+            Positions must be within reach of the solution.
+        most
+            Steps to try.
+        tolerance
+            Gain in log-likelihood below which to stop.
+        """
+        state = self._at(self._within(start), None)
+        damping, tried = 1e-2, 0
+        while tried < most:
+            gradient, information = self._expansion(state)
+            accepted = False
+            while tried < most and not accepted:
+                tried += 1
+                following = self._stepped(state, gradient, information, damping)
+                accepted = following.log_likelihood > state.log_likelihood
+                damping = max(damping / 5, 1e-7) if accepted else damping * 8
+                if damping > 1e6:
+                    return self._finished(state, information, tried)
+            if not accepted:
+                break
+            gain, state = following.log_likelihood - state.log_likelihood, following
+            if gain < tolerance:
+                break
+        return self._finished(state, self._expansion(state)[1], tried)
+
+    def _within(self, emitters: Emitters) -> Emitters:
+        """Clipped to the prior; photons to what can be."""
+        xyz = emitters.xyz_nm.copy()
+        xyz[:, 2] = np.clip(xyz[:, 2], *self.prior.z_nm)
+        pixel = self.stamps[0].psf.pixel_nm
+        for axis, length in ((0, self.box.photons.shape[2]), (1, self.box.photons.shape[1])):
+            first = self.box.corner[axis]
+            xyz[:, axis] = np.clip(
+                xyz[:, axis], (first - _BEYOND_PX) * pixel, (first + length + _BEYOND_PX) * pixel
+            )
+        mean, deviation = self.prior.blur_nm2
+        blur = emitters.blur_nm2 if self.free_blur else np.full(len(xyz), mean)
+        blur = np.clip(blur, max(0.0, mean - 3 * deviation), mean + 3 * deviation)
+        return Emitters(xyz, blur, np.maximum(emitters.photons, 1.0))
+
+    def _at(self, emitters: Emitters, nodes: Floats | None) -> _State:
+        """Everything at one point; without ``nodes``, background and photons are solved for first."""
+        stamps = [
+            part.images(emitters.xyz_nm, emitters.blur_nm2, part.corners(emitters.xyz_nm[:, :2]))
+            for part in self.stamps
+        ]
+        if nodes is None:
+            emitters, nodes = self._linear(emitters, stamps)
+        images = np.stack([self._sum(emitters, stamps[c], c) for c in range(len(stamps))])
+        background = (nodes @ self.smooth.basis.T).reshape(images.shape).astype(np.float32)
+        return _State(
+            emitters, nodes, stamps, images, background, self._likelihood(emitters, nodes, images, background)
+        )
+
+    def _likelihood(self, emitters: Emitters, nodes: Floats, images: Frames, background: Frames) -> float:
+        box = self.box
+        expected = np.maximum(images + background + box.others + box.read_variance, _LEAST)
+        data = np.maximum(box.photons + box.read_variance, 0.0)
+        value = float((data * np.log(expected) - expected).sum(dtype=np.float64))
+        value -= 0.5 * float(np.einsum("ck,kl,cl->", nodes, self._stiffness(nodes), nodes))
+        if self.free_blur:
+            mean, deviation = self.prior.blur_nm2
+            value -= 0.5 * float((((emitters.blur_nm2 - mean) / deviation) ** 2).sum())
+        return value
+
+    def _stiffness(self, nodes: Floats) -> Floats:
+        return self.smooth.penalty * self._weight
+
+    @property
+    def _weight(self) -> float:
+        level = max(1.0, float(np.median(self.box.photons)))
+        return 1.0 / (_ROUGHNESS * level) ** 2
+
+    def _linear(self, emitters: Emitters, stamps: list[NDArray[np.float32]]) -> tuple[Emitters, Floats]:
+        """Photons and background by weighted least squares at given positions."""
+        box, count = self.box, len(emitters)
+        photons = np.empty_like(emitters.photons)
+        nodes = np.empty((len(stamps), self.smooth.basis.shape[1]))
+        for c, part in enumerate(stamps):
+            design = np.concatenate([self._spread(part[:, 0], emitters, c), self.smooth.basis.T], axis=0)
+            weight = 1.0 / np.maximum(box.photons[c] + box.read_variance[c], 1.0).ravel()
+            target = (box.photons[c] - box.others[c]).ravel()
+            normal = (design * weight) @ design.T
+            normal = normal.astype(np.float64)
+            normal[count:, count:] += self.smooth.penalty * self._weight
+            diagonal = np.diag_indices_from(normal)
+            normal[diagonal] = (
+                normal[diagonal] * (1 + 1e-6) + 1e-12
+            )  # two emitters at one place share the light
+            solution = np.linalg.solve(normal, ((design * weight) @ target).astype(np.float64))
+            photons[:, c] = np.maximum(solution[:count], 10.0)
+            nodes[c] = solution[count:]
+        return replace(emitters, photons=photons), nodes
+
+    def _corners(self, emitters: Emitters, channel: int) -> NDArray[np.int64]:
+        """(n, 2) corners of the windows within the box."""
+        corners: NDArray[np.int64] = self.stamps[channel].corners(emitters.xyz_nm[:, :2])
+        return corners - np.asarray(self.box.corner, np.int64)
+
+    def _spread(self, stamps: NDArray[np.float32], emitters: Emitters, channel: int) -> NDArray[np.float32]:
+        """(n, h*w) windows laid into the box."""
+        shape = self.box.photons.shape[1:]
+        out = np.zeros((len(stamps), *shape), np.float32)
+        places = windows(self._corners(emitters, channel), self.stamps[channel].side_px, shape)
+        for image, stamp, (rows, columns, own_rows, own_columns) in zip(out, stamps, places, strict=True):
+            image[rows, columns] = stamp[own_rows, own_columns]
+        return out.reshape(len(stamps), shape[0] * shape[1])
+
+    def _sum(self, emitters: Emitters, stamps: NDArray[np.float32], channel: int) -> Frames:
+        """(h, w) expectation of all emitters in one channel."""
+        out = np.zeros(self.box.photons.shape[1:], np.float32)
+        light = stamps[:, 0] * emitters.photons[:, channel, None, None].astype(np.float32)
+        add_windows(out, light, self._corners(emitters, channel))
+        return out
+
+    def _expansion(self, state: _State) -> tuple[Floats, Floats]:
+        """Gradient of the log-likelihood and Fisher information, emitters first (x, y, z, blur, photons each)."""
+        emitters, box = state.emitters, self.box
+        count, channels = len(emitters), len(self.stamps)
+        per, nodes = 4 + channels, self.smooth.basis.shape[1]
+        size = count * per + channels * nodes
+        gradient, information = np.zeros(size), np.zeros((size, size))
+        for c in range(channels):
+            slopes = np.zeros((count, per, box.photons[c].size), np.float32)
+            for k in range(4):
+                slopes[:, k] = self._spread(state.stamps[c][:, k + 1], emitters, c)
+                slopes[:, k] *= emitters.photons[:, c, None].astype(np.float32)
+            slopes[:, 4 + c] = self._spread(state.stamps[c][:, 0], emitters, c)
+            design = np.concatenate([slopes.reshape(count * per, box.photons[c].size), self.smooth.basis.T])
+            expected = np.maximum(
+                (state.images[c] + state.background[c] + box.others[c] + box.read_variance[c]).ravel(), _LEAST
+            )
+            residual = box.photons[c].ravel() + box.read_variance[c].ravel() - expected
+            first = count * per + c * nodes
+            where = np.concatenate([np.arange(count * per), np.arange(first, first + nodes)])
+            gradient[where] += (design @ (residual / expected)).astype(np.float64)
+            scaled = design * np.sqrt(1.0 / expected)
+            information[np.ix_(where, where)] += scaled @ scaled.T
+            span = slice(first, first + nodes)
+            stiff = self.smooth.penalty * self._weight
+            gradient[span] -= stiff @ state.nodes[c]
+            information[span, span] += stiff
+        self._add_prior(state, gradient, information, count, per)
+        return gradient, information
+
+    def _add_prior(self, state: _State, gradient: Floats, information: Floats, count: int, per: int) -> None:
+        blur = np.arange(count) * per + 3
+        if self.free_blur:
+            mean, deviation = self.prior.blur_nm2
+            gradient[blur] -= (state.emitters.blur_nm2 - mean) / deviation**2
+            information[blur, blur] += 1 / deviation**2
+        else:
+            gradient[blur] = 0.0
+            information[blur, :] = information[:, blur] = 0.0
+            information[blur, blur] = 1.0
+
+    def _stepped(self, state: _State, gradient: Floats, information: Floats, damping: float) -> _State:
+        """The point one damped step further."""
+        count, channels = len(state.emitters), len(self.stamps)
+        per = 4 + channels
+        scale = 1.0 / np.sqrt(np.maximum(np.diag(information), 1e-30))
+        system = information * scale[:, None] * scale
+        system[np.diag_indices_from(system)] += damping + 1e-9
+        step = np.linalg.solve(system, gradient * scale) * scale
+        of_emitters = step[: count * per].reshape(count, per)
+        emitters = state.emitters
+        moved = Emitters(
+            emitters.xyz_nm + of_emitters[:, :3],
+            emitters.blur_nm2 + of_emitters[:, 3],
+            emitters.photons + of_emitters[:, 4:],
+        )
+        nodes = state.nodes + step[count * per :].reshape(channels, -1)
+        return self._at(self._within(moved), nodes)
+
+    def _finished(self, state: _State, information: Floats, tried: int) -> GroupFit:
+        count, per = len(state.emitters), 4 + len(self.stamps)
+        scale = 1.0 / np.sqrt(np.maximum(np.diag(information), 1e-30))
+        system = information * scale[:, None] * scale
+        system[np.diag_indices_from(system)] += 1e-9
+        variance = np.diag(np.linalg.inv(system)) * scale**2
+        sigma = np.sqrt(np.maximum(variance[: count * per], 0.0)).reshape(count, per)
+        return GroupFit(state.emitters, sigma, state.images, state.background, state.log_likelihood, tried)

@@ -1,0 +1,150 @@
+"""Where a frame's residual asks for another emitter: matched filters of the PSF at many heights.
+
+The gain is that of the log-likelihood, to second order, when an emitter of the best brightness is added at a
+pixel and height: (sum r p / v)^2 / (2 sum p^2 / v), with residual r, image p and variance v.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
+
+from smlm_bridge.multi.background import smooth
+from smlm_bridge.multi.stamps import Stamps
+
+Floats = NDArray[np.float64]
+Frames = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Places that ask for an emitter, best first.
+
+    Parameters
+    ----------
+    xyz_nm : (n, 3)
+        Centres of pixels, and heights of the bank.
+    photons : (n, C)
+        Brightness of each channel there.
+    gain : (n,)
+        Gain of the log-likelihood.
+    """
+
+    xyz_nm: Floats
+    photons: Floats
+    gain: Floats
+
+
+class Bank:
+    """Images of the PSF at evenly spaced heights, to be moved over a frame."""
+
+    def __init__(
+        self, stamps: Sequence[Stamps], *, z_nm: tuple[float, float], step_nm: float, blur_nm2: float
+    ) -> None:
+        """Render the images of every channel."""
+        count = max(2, round((z_nm[1] - z_nm[0]) / step_nm) + 1)
+        self.z_nm = np.linspace(*z_nm, count)
+        self.stamps = list(stamps)
+        self._images = [_centred(part, self.z_nm, blur_nm2) for part in self.stamps]
+        self._shape: tuple[int, int] | None = None
+        self._spectra: list[tuple[NDArray[np.complex64], NDArray[np.complex64]]] = []
+
+    def candidates(
+        self, residual: Frames, variance: Frames, *, least_gain: float, apart_px: int, most: int
+    ) -> Candidates:
+        """Local maxima of the gain.
+
+        Parameters
+        ----------
+        residual, variance : (C, H, W)
+            Data minus model, and what its square is expected to be.
+        least_gain
+            Of a candidate.
+        apart_px
+            Two candidates are at least this far apart along x or y.
+        most
+            Number of candidates.
+        """
+        gain, photons = self._gain(residual, variance)
+        best = gain.max(axis=0)
+        peak = (best == maximum_filter(best, 2 * apart_px + 1)) & (best > least_gain)
+        rows, columns = np.nonzero(peak)
+        order = np.argsort(-best[rows, columns])[:most]
+        rows, columns = rows[order], columns[order]
+        height = gain[:, rows, columns].argmax(axis=0)
+        pixel = self.stamps[0].psf.pixel_nm
+        xyz = np.stack([(columns + 0.5) * pixel, (rows + 0.5) * pixel, self.z_nm[height]], axis=1)
+        bright = np.stack([part[height, rows, columns] for part in photons], axis=1)
+        return Candidates(xyz, np.maximum(bright, 1.0).astype(float), best[rows, columns].astype(float))
+
+    def contrast(self, node_px: float) -> float:
+        """Share of the images' structure, at the worst height, that splines of this spacing cannot follow."""
+        worst = 1.0
+        for part, images in zip(self.stamps, self._images, strict=True):
+            # Seen in wide surroundings: a spline that spans them cannot follow an image within.
+            around = max(part.side_px, round(2 * node_px - part.side_px) // 2)
+            wide = np.pad(images.astype(float), ((0, 0), (around, around), (around, around)))
+            flat = wide.reshape(len(wide), -1)
+            centred = flat - flat.mean(axis=1, keepdims=True)
+            basis, _ = np.linalg.qr(smooth(wide.shape[1:], node_px).basis.astype(float))
+            left = centred - (centred @ basis) @ basis.T
+            worst = min(worst, float(((left**2).sum(axis=1) / (centred**2).sum(axis=1)).min()))
+        return worst
+
+    def _gain(self, residual: Frames, variance: Frames) -> tuple[Frames, list[Frames]]:
+        """(Z, H, W) gain, and brightness of each channel."""
+        shape = residual.shape[1:]
+        self._prepare(shape)
+        total = np.zeros((len(self.z_nm), *shape), np.float32)
+        photons = []
+        for c, (once, square) in enumerate(self._spectra):
+            weight = 1.0 / variance[c]
+            overlap = self._correlated(residual[c] * weight, once)
+            power = np.maximum(self._correlated(weight, square), 1e-12)
+            positive = np.maximum(overlap, 0.0)
+            bright = positive / power
+            total += 0.5 * bright * positive
+            photons.append(bright.astype(np.float32))
+        return total, photons
+
+    def _prepare(self, shape: tuple[int, int]) -> None:
+        """Spectra of the bank for frames of one size."""
+        if shape == self._shape:
+            return
+        self._shape = shape
+        self._spectra = []
+        for images in self._images:
+            size = self._padded
+            both = [
+                np.conj(scipy.fft.rfft2(part, s=size, axes=(1, 2))).astype(np.complex64)
+                for part in (images, images**2)
+            ]
+            self._spectra.append((both[0], both[1]))
+
+    @property
+    def _padded(self) -> tuple[int, int]:
+        assert self._shape is not None
+        side = max(part.side_px for part in self.stamps)
+        rows, columns = (scipy.fft.next_fast_len(length + side - 1, real=True) for length in self._shape)
+        return rows, columns
+
+    def _correlated(self, image: Frames, spectra: NDArray[np.complex64]) -> Frames:
+        """(Z, H, W) sums of an image times the bank around every pixel."""
+        assert self._shape is not None
+        height, width = self._shape
+        half = self.stamps[0].half_px
+        size = self._padded
+        spectrum = scipy.fft.rfft2(np.pad(image, ((half, 0), (half, 0))), s=size)
+        product = scipy.fft.irfft2(spectrum * spectra, s=size, axes=(1, 2))
+        return np.asarray(product[:, :height, :width], np.float32)
+
+
+def _centred(stamps: Stamps, z_nm: Floats, blur_nm2: float) -> Frames:
+    """(Z, S, S) images of an emitter in the middle of the middle pixel."""
+    centre = (stamps.half_px + 0.5) * stamps.psf.pixel_nm
+    xyz = np.stack([np.full_like(z_nm, centre), np.full_like(z_nm, centre), z_nm], axis=1)
+    corners = np.zeros((len(z_nm), 2), np.int64)
+    return stamps.images(xyz, np.full(len(z_nm), blur_nm2), corners)[:, 0]

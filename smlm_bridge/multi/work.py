@@ -1,0 +1,154 @@
+"""A movie's frames through the refinement: what ``localize --refine`` adds to a network."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from smlm_bridge.calibration import Calibration
+from smlm_bridge.camera import Camera
+from smlm_bridge.errors import InputRejected
+from smlm_bridge.frames import Work
+from smlm_bridge.multi.frame import Refined, RefineOptions, Refiner
+from smlm_bridge.multi.group import Prior
+from smlm_bridge.multi.stamps import Stamps
+from smlm_bridge.psf.pupil_psf import PupilPSF
+from smlm_bridge.psf.spline import SplinePSF
+
+_REACH_PX = 40
+_EM_EXCESS = 2.0  # electron multiplication doubles the variance of shot noise
+_UNKNOWN_BLUR_PX, _UNKNOWN_ERROR = 0.8, 0.03
+_DIM_SHARE = 0.3  # of the dimmest emitter that a model was trained for
+
+
+def refiner_of(
+    calibration: Calibration,
+    *,
+    ranges: Mapping[str, Any] | None = None,
+    options: RefineOptions | None = None,
+) -> Refiner:
+    """The refinement for a microscope.
+
+    Parameters
+    ----------
+    calibration
+        With a pupil.
+    ranges
+        What a model was trained for, as ``ModelInfo.ranges``: heights, additional blur, least photons. None:
+        any additional blur up to 0.8 pixels, and a PSF that is wrong by 3 % or more.
+    options
+        None takes the default; ``least_photons`` of 0 takes it from the ranges, ``model_error`` of 0 from what
+        the calibration says of its own residual.
+
+    Raises
+    ------
+    InputRejected
+        If the calibration has no pupil.
+    """
+    psf = calibration.psf()
+    if not isinstance(psf, PupilPSF):
+        raise InputRejected(
+            "refining needs a calibration with a pupil (phase and amplitude); this one has a "
+            f"{calibration.psf_kind}. Calibrate with --psf pupil, or fit without --refine."
+        )
+    known = ranges or {}
+    low, high = (float(z) for z in known.get("z_nm", calibration.z_range_nm))
+    # Without a model nothing is known of the blur, nor how right the PSF is.
+    blur = tuple(float(b) for b in known.get("blur_nm", (0.0, _UNKNOWN_BLUR_PX * psf.pixel_nm)))
+    options = options or RefineOptions()
+    if not options.least_photons:
+        options = replace(options, least_photons=_DIM_SHARE * _dimmest(known))
+    if not options.model_error:
+        error = float(calibration.provenance.get("rrse") or 0.0)
+        options = replace(options, model_error=error if ranges else max(error, _UNKNOWN_ERROR))
+    table = SplinePSF.tabulate(psf, z_range_nm=(low, high), reach_nm=_REACH_PX * psf.pixel_nm)
+    stamps = Stamps.of(table, z_range_nm=(low, high))
+    return Refiner([stamps], Prior.of_blur((low, high), (blur[0], blur[1])), options)
+
+
+def refined(work: Work, refiner: Refiner, camera: Camera) -> Work:
+    """The same work with its table refined by maximum likelihood of all emitters of a frame.
+
+    Parameters
+    ----------
+    work
+        Finds emitters, of which the positions are used to start from.
+    refiner
+        See ``refiner_of``.
+    camera
+        Of the frames.
+    """
+
+    def find(counts: NDArray[np.generic]) -> pd.DataFrame:
+        found = work.find(counts)
+        photons = camera.to_photons(counts)
+        noise = np.broadcast_to(
+            np.asarray(camera.variance_photons(np.zeros(photons.shape[2:]))), photons.shape[2:]
+        )
+        excess = _EM_EXCESS if camera.em_gain > 1 else 1.0
+        tables = [
+            _refined_frame(
+                found[found["frame"] == frame],
+                frame,
+                (image / excess).astype(np.float32),
+                noise,
+                refiner,
+                excess,
+            )
+            for frame, image in enumerate(photons)
+        ]
+        filled = [table for table in tables if len(table)]
+        return pd.concat(filled, ignore_index=True) if filled else work.empty.copy()
+
+    return replace(work, find=find)
+
+
+def _refined_frame(
+    start: pd.DataFrame,
+    frame: int,
+    photons: NDArray[np.float32],
+    noise: NDArray[np.floating],
+    refiner: Refiner,
+    excess: float,
+) -> pd.DataFrame:
+    """The table of one frame; ``photons`` are divided by the excess, so that their variance is their mean."""
+    variance = np.broadcast_to(noise / excess**2, photons.shape).astype(np.float32)
+    result = refiner(photons, variance, start[["x_nm", "y_nm", "z_nm"]].to_numpy(float))
+    return _table(result, start, frame, excess, refiner.options)
+
+
+def _table(
+    result: Refined, start: pd.DataFrame, frame: int, excess: float, options: RefineOptions
+) -> pd.DataFrame:
+    xyz, sigma = result.emitters.xyz_nm, result.sigma
+    # An added emitter is as probable as the evidence beyond what was asked of it.
+    added = 1.0 / (1.0 + np.exp(-np.clip(result.support - options.add_gain, 0.0, 50.0)))
+    known = start["probability"].to_numpy(float) if "probability" in start else np.ones(len(start))
+    probability = np.where(result.origin >= 0, known[result.origin] if len(known) else 1.0, added)
+    return pd.DataFrame(
+        {
+            "frame": np.full(len(xyz), frame, np.int64),
+            "x_nm": xyz[:, 0],
+            "y_nm": xyz[:, 1],
+            "z_nm": xyz[:, 2],
+            "photons": result.emitters.photons[:, 0] * excess,
+            "background": result.background[:, 0] * excess,
+            "uncertainty_xy_nm": np.sqrt((sigma[:, 0] ** 2 + sigma[:, 1] ** 2) / 2),
+            "uncertainty_z_nm": sigma[:, 2],
+            "uncertainty_x_nm": sigma[:, 0],
+            "uncertainty_y_nm": sigma[:, 1],
+            "uncertainty_photons": sigma[:, 4] * excess,
+            "probability": probability,
+        }
+    )
+
+
+def _dimmest(ranges: Mapping[str, Any]) -> float:
+    """Photons of the dimmest emitter that a model answers for."""
+    asked = float(ranges.get("label_min_photons", 0.0))
+    if asked or ranges.get("photons_law", "gamma") == "gamma":
+        return asked
+    return float(ranges["photons"][0])
