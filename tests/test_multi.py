@@ -13,8 +13,9 @@ from smlm_bridge.crlb import crlb
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.frames import Work
 from smlm_bridge.multi.background import smooth, smoothed
-from smlm_bridge.multi.frame import RefineOptions, Refiner
+from smlm_bridge.multi.frame import Refiner
 from smlm_bridge.multi.group import Box, Emitters, GroupProblem, Prior
+from smlm_bridge.multi.options import RefineOptions
 from smlm_bridge.multi.stamps import ORDERS, Stamps
 from smlm_bridge.multi.work import refined, refiner_of
 from smlm_bridge.optics.microscope import Optics

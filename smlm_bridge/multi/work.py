@@ -12,8 +12,9 @@ from smlm_bridge.calibration import Calibration
 from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.frames import Work
-from smlm_bridge.multi.frame import Refined, RefineOptions, Refiner
+from smlm_bridge.multi.frame import Refiner
 from smlm_bridge.multi.group import Prior
+from smlm_bridge.multi.options import Refined, RefineOptions
 from smlm_bridge.multi.stamps import Stamps
 from smlm_bridge.psf.pupil_psf import PupilPSF
 from smlm_bridge.psf.spline import SplinePSF
