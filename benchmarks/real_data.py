@@ -1,6 +1,6 @@
 """The shipped models on real microscope images, beside the published networks' localizations.
 
-    python benchmarks/real_data.py [--data ../shared/data] [--only NAME]
+    python benchmarks/real_data.py [--refine] [--data ../shared/data] [--only NAME]
 
 For every image: number of localizations of ours and of the published network, how many agree within 250 nm after
 removing one global shift, and the explained signal of both tables, re-rendered with the calibration of our model
@@ -17,11 +17,13 @@ from scipy.spatial import cKDTree
 
 from smlm_bridge.calibration import Calibration
 from smlm_bridge.evaluate import match
+from smlm_bridge.frames import in_blocks
 from smlm_bridge.io.images import open_frames
 from smlm_bridge.io.model import load_model
 from smlm_bridge.io.thunderstorm import read_table
-from smlm_bridge.localize import localize
+from smlm_bridge.localize import localize_work
 from smlm_bridge.model import Model
+from smlm_bridge.multi.work import refined, refiner_of
 from smlm_bridge.rerender import Rerendered, explained_signal, rerender_frame
 
 HERE = Path(__file__).parent
@@ -63,12 +65,15 @@ def rerendered(frames: np.ndarray, table: pd.DataFrame, calibration: Calibration
         yield rerender_frame(frame, here[["x_nm", "y_nm", "z_nm"]].to_numpy(), psf)
 
 
-def compare(name: str, model: Model, data: Path, *, frames: int = 25) -> str:
+def compare(name: str, model: Model, data: Path, *, frames: int = 25, refine: bool = False) -> str:
     """What is printed for one image."""
     image, reference = IMAGES[name]
     calibration = model.info.calibration
+    work = localize_work(model)
+    if refine:
+        work = refined(work, refiner_of(calibration, ranges=model.info.ranges), calibration.camera)
     with open_frames([data / image]) as source:
-        ours = pd.concat([b.table for b in localize(source, model)], ignore_index=True)
+        ours = pd.concat([b.table for b in in_blocks(source, work)], ignore_index=True)
         counts = source.read(0, min(source.n_frames, frames))[:, 0]
     theirs = read_table(data / "reference" / reference)
     pairs, shift, rms = agreement(ours, theirs)
@@ -90,12 +95,13 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--only", choices=sorted(IMAGES))
+    parser.add_argument("--refine", action="store_true", help="as localize --refine")
     parser.add_argument("--model", help="a model file instead of the shipped one (with --only)")
     parser.add_argument("--frames", type=int, default=25, help="re-render at most this many frames")
     arguments = parser.parse_args()
     for name in IMAGES if arguments.only is None else [arguments.only]:
         model = load_model(arguments.model or name, threads=2)
-        print(compare(name, model, arguments.data, frames=arguments.frames))
+        print(compare(name, model, arguments.data, frames=arguments.frames, refine=arguments.refine))
 
 
 if __name__ == "__main__":

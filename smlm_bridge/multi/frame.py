@@ -24,7 +24,7 @@ _NODES_PX = (20.0, 30.0, 45.0, 70.0, 100.0, 150.0)
 _CONTRAST = 0.8  # of an image that the background's splines must not be able to follow
 _ALIKE = 0.7  # less of an emitter's evidence than this share is left where others are much like it
 _NEIGHBOURS = 8
-_GRAIN = 2.5  # errors of a PSF are alike over this many pixels along x and y
+_GRAIN = 4.0  # errors of a PSF are alike over its grain: they count as if by this much larger
 
 
 class Refiner:
