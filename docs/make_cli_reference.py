@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -42,8 +42,9 @@ def reference() -> str:
         "An option wins over the file, the file over the calibration.",
         _table(setup),
     ]
-    for command in commands.values():
-        parts += _verb(command)
+    for name, command in commands.items():
+        for full_name, one in _leaves(name, command):
+            parts += _verb(full_name, one)
     parts += [
         "## Not built yet",
         ", ".join(f"`{name}`" for name in NOT_BUILT) + "; they end with exit code 2.",
@@ -65,7 +66,16 @@ def _is_setup(option: click.Option) -> bool:
     return option.name == "setup" or str(option.name).startswith("setup_")
 
 
-def _verb(command: click.Command) -> list[str]:
+def _leaves(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    """A verb, or the verbs of a group, by their full names."""
+    if not isinstance(command, click.Group):
+        yield name, command
+        return
+    for part, one in command.commands.items():
+        yield from _leaves(f"{name} {part}", one)
+
+
+def _verb(name: str, command: click.Command) -> list[str]:
     """Usage, description, own options, units and example of one verb."""
     options = _options(command)
     own = [option for option in options if option.name not in COMMON and not _is_setup(option)]
@@ -75,7 +85,7 @@ def _verb(command: click.Command) -> list[str]:
     epilog = re.fullmatch(r"\W*Units: (.*?)\n.*Example:\n\s*(.*)", str(command.epilog), re.DOTALL)
     assert epilog is not None
     units, example = epilog.groups()
-    parts = [f"## {command.name}", f"`{' '.join(['smlm-bridge', str(command.name), *arguments])} [OPTIONS]`"]
+    parts = [f"## {name}", f"`{' '.join(['smlm-bridge', name, *arguments])} [OPTIONS]`"]
     parts += [_marked(" ".join(part.split())) for part in str(command.help).split("\n\n")]
     parts += [_table(shown)] if shown else []
     parts += [f"Also the options of {_setup_tables(options)}."] if any(map(_is_setup, options)) else []

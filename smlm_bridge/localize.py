@@ -85,6 +85,10 @@ def localize_work(
     model: Model, *, camera: Camera | None = None, options: LocalizeOptions = LocalizeOptions()
 ) -> Work:
     """What is done with the frames of a movie to localize its emitters with a network; see ``localize``."""
+    if model.info.box_px:
+        raise InputRejected(
+            f"the model '{model.info.name}' takes boxes of single emitters, not frames. Use singles.single_work."
+        )
     known = camera if camera is not None else model.info.calibration.camera
     return Work(
         find=lambda counts: localize_frames(counts, model, camera=known, options=options),

@@ -17,6 +17,7 @@ VERSION = 1
 _INFO_KEY, _CALIBRATION_KEY = "smlm_bridge", "smlm_bridge.calibration"
 _LARGEST_METADATA = 64_000_000
 
+SINGLE = "single"  # the system whose models take boxes
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
@@ -41,6 +42,8 @@ class ModelInfo:
         Default detection threshold of the decoder.
     training, scores
         How it was trained and what it scores; anything JSON can hold.
+    box_px
+        Side of the boxes that a model of single emitters (system ``single``) takes; 0 of one that takes frames.
     """
 
     name: str
@@ -54,6 +57,7 @@ class ModelInfo:
     threshold: float = 0.5
     training: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
+    box_px: int = 0
 
     def to_metadata(self) -> dict[str, str]:
         """Text for the ``metadata_props`` of an ONNX file."""
@@ -72,6 +76,8 @@ class ModelInfo:
             "scores": dict(self.scores),
             "calibration_hash": self.calibration.hash,
         }
+        if self.box_px:
+            info["box_px"] = self.box_px
         calibration = base64.b64encode(self.calibration.to_bytes()).decode("ascii")
         return {_INFO_KEY: json.dumps(info), _CALIBRATION_KEY: calibration}
 
@@ -103,6 +109,7 @@ class ModelInfo:
             texts = {key: str(info[key]) for key in ("name", "system", "purpose")}
             tables = {key: dict(info[key]) for key in ("ranges", "training", "scores")}
             numbers = {key: int(info[key]) for key in ("channels", "size_step", "reach_px")}
+            numbers["box_px"] = int(info.get("box_px", 0))
             threshold, digest = float(info["threshold"]), info["calibration_hash"]
         except InputRejected:
             raise
@@ -114,6 +121,8 @@ class ModelInfo:
             1 <= numbers["channels"] <= 8
             and 1 <= numbers["size_step"] <= 64
             and 0 <= numbers["reach_px"] <= 4096
+            and 0 <= numbers["box_px"] <= 64
+            and (numbers["box_px"] > 0) == (texts["system"] == SINGLE)
         ):
             raise InputRejected(f"{name}: {numbers} are no sizes of a network.")
         if not 0 < threshold < 1:
@@ -124,7 +133,11 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to run: ``run`` takes photo-electrons (B, C, H, W) and returns its maps (B, 10, H, W)."""
+    """A model ready to run.
+
+    ``run`` takes photo-electrons: frames (B, C, H, W), and returns maps (B, 10, H, W); or of a model of single
+    emitters boxes (B, C, S, S), and returns estimates (B, 2K) as ``networks.estimates`` names them.
+    """
 
     info: ModelInfo
     run: Run

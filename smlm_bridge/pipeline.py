@@ -38,6 +38,7 @@ from smlm_bridge.io.atomic import atomic_output
 RECORD: Final = "pipeline.json"
 _LOCK: Final = ".pipeline.lock"
 _ENDS_BYTES: Final = 2**20  # of a movie's two ends that are hashed: all of it would take minutes
+_MOST_BRACKETS = 1000
 _LARGEST_FILE_BYTES: Final = 2**20
 _LEFT_OVER: Final = re.compile(r"\.[0-9a-f]{8}~")  # names of io.atomic's unfinished files
 
@@ -144,13 +145,15 @@ def _parse(text: str, file: Path) -> Any:
     if kind == ".toml":
         try:
             return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise InputRejected(f"pipeline {file} is not TOML: {error}.") from error
     if kind in (".yaml", ".yml"):
         yaml = require("yaml", extra="pipelines")
+        if text.count("[") + text.count("{") > _MOST_BRACKETS:  # the parser is slow at deep nesting
+            raise InputRejected(f"pipeline {file} has over {_MOST_BRACKETS} brackets; it is a page of text.")
         try:
             return yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError) as error:
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise InputRejected(f"pipeline {file} is not YAML: {error}.") from error
     raise InputRejected(
         f"pipeline {file} is a {kind or 'nameless'} file; a pipeline is .yaml, .yml or .toml."

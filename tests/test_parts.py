@@ -56,6 +56,14 @@ def test_a_cut_off_part_is_missing(tmp_path) -> None:
         store.read(0)
 
 
+def test_parts_without_their_manifest_are_refused(tmp_path) -> None:
+    store = open_parts(tmp_path / "p", WORK, frames=2, block_frames=1, resume=False)
+    store.write(0, block(0, 1))
+    (tmp_path / "p" / "manifest.json").unlink()
+    with pytest.raises(InputRejected, match="no manifest"):
+        open_parts(tmp_path / "p", WORK, frames=2, block_frames=2, resume=True)
+
+
 def test_parts_that_are_there_are_refused_without_resume(tmp_path) -> None:
     open_parts(tmp_path / "p", WORK, frames=2, block_frames=1, resume=False)
     with pytest.raises(InputRejected, match="--resume"):

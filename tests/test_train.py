@@ -17,7 +17,8 @@ from smlm_bridge.psf.gaussian import GaussianPSF
 from smlm_bridge.psf.spline import SplinePSF
 from smlm_bridge.simulate.background import BackgroundRanges
 from smlm_bridge.simulate.scene import Ranges
-from smlm_bridge.train import Progress, Trainer, TrainOptions, train, training_psf
+from smlm_bridge.train import Progress, Start, Trainer, TrainOptions, train, training_psf
+from smlm_bridge.training import schedule
 
 RANGES = Ranges(
     (-300.0, 300.0), density_um2=(0.2, 0.5), background=BackgroundRanges((5.0, 20.0)), margin_nm=200.0
@@ -117,7 +118,7 @@ def test_a_checkpoint_of_something_else_is_rejected(gaussian_calibration: Calibr
 def test_weights_of_another_training_start_a_new_one(gaussian_calibration: Calibration) -> None:
     first = make(gaussian_calibration)
     run(first, steps=2)
-    second = Trainer(gaussian_calibration, RANGES, OPTIONS, weights=first.network.state_dict())
+    second = Trainer(gaussian_calibration, RANGES, OPTIONS, start=Start(first.network.state_dict(), {}))
     assert second.progress == Progress()
     assert torch.equal(second.network.out.weight, first.network.out.weight)
 
@@ -146,9 +147,7 @@ def test_the_learning_rate_warms_up_and_falls(gaussian_calibration: Calibration)
 
 
 def _rate(trainer: Trainer) -> float:
-    from smlm_bridge.train import _schedule
-
-    return trainer.options.learning_rate * _schedule(trainer.fraction)
+    return trainer.options.learning_rate * schedule(trainer.fraction)
 
 
 def test_maps_of_the_camera_are_cut_to_patches(gaussian_calibration: Calibration) -> None:

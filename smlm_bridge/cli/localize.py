@@ -215,7 +215,7 @@ class _Job:
         from smlm_bridge.io.thunderstorm import write_protocol, write_table
 
         began = time.monotonic()
-        recipe, n_frames = self._recipe(frames_in)
+        recipe, n_frames, movie = self._recipe(frames_in)
         made = _protocol(frames_in, recipe)
         unfinished = parts_folder(output).is_dir()
         if self.resume and output.exists() and not unfinished:
@@ -248,6 +248,7 @@ class _Job:
             "failures": {frame + 1: reason for frame, reason in result.failed.items()},
             "seconds": time.monotonic() - began,
             "coverage": None,
+            "movie": movie,
         }
         write_protocol(output, {**made, **values}, overwrite=self.run.overwrite)
         self._pictures(recipe, result, made)
@@ -255,8 +256,8 @@ class _Job:
         shown = {key: value for key, value in values.items() if key != "failures"}
         return Summary(values, aligned({"table": str(output), **shown}))
 
-    def _recipe(self, frames_in: Sequence[str]) -> "tuple[Recipe, int]":
-        """How the movie is localized, and its number of frames; what cannot work is refused here."""
+    def _recipe(self, frames_in: Sequence[str]) -> "tuple[Recipe, int, dict[str, Any]]":
+        """How the movie is localized, its number of frames and what it is; what cannot work is refused here."""
         from smlm_bridge.cluster.recipe import Recipe
         from smlm_bridge.io.images import open_frames
 
@@ -279,7 +280,7 @@ class _Job:
             check_movie(source, recipe.tool, camera)
             # Two channels may have a camera each: theirs stay unless options change them.
             given = camera if recipe.tool.channels == 1 or camera != known else None
-            return replace(recipe, camera=given), source.n_frames
+            return replace(recipe, camera=given), source.n_frames, source.description
 
     def _pictures(self, recipe: "Recipe", result: "Localized", made: dict[str, Any]) -> None:
         """Write the picture and the page that were asked for."""
@@ -366,7 +367,7 @@ def _done_before(output: Path, made: dict[str, Any]) -> Summary:
             f"output {output} exists and was made otherwise ({', '.join(differing)} differ); choose another name "
             "or give --overwrite."
         )
-    keys = ("frames", "localizations", "failed_frames", "failures", "seconds", "coverage")
+    keys = ("frames", "localizations", "failed_frames", "failures", "seconds", "coverage", "movie")
     values = {key: known.get(key) for key in keys}
     return Summary(values, f"{output} is complete already; nothing was done.")
 

@@ -14,29 +14,27 @@ from smlm_bridge.cli.common import (
     Run,
     SetupReader,
     file_option,
-    not_built,
     output_option,
     setup_options,
     verb,
 )
 from smlm_bridge.cli.reporting import Summary, aligned, plain
 from smlm_bridge.cli.verbs import refuse_not_built
-from smlm_bridge.errors import InputRejected
+from smlm_bridge.errors import InputRejected, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
-
     from smlm_bridge.calibration import Calibration
     from smlm_bridge.model import ModelInfo
-    from smlm_bridge.simulate.scene import Ranges
-    from smlm_bridge.train import Progress, Trainer
+    from smlm_bridge.model import Run as ModelRun
+    from smlm_bridge.training import Progress, RangesT, Start, Training
 
-SYSTEMS = ("dense",)
+SYSTEMS = ("dense", "single")
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
 UNLIMITED_SAMPLES = 2**62
-TEST_FRAMES = 12  # for the curve; the final scores are of more
+TEST_FRAMES, TEST_BOXES = 12, 500  # for the curve; the final scores are of more
+CHECKPOINT = ".checkpoint"
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class _Files:
     @property
     def checkpoint(self) -> Path:
         """What ``--resume`` reads."""
-        return self.model.with_suffix(".checkpoint")
+        return self.model.with_suffix(CHECKPOINT)
 
 
 @verb(
@@ -63,16 +61,33 @@ class _Files:
 )
 @click.argument("calibration", metavar="CAL")
 @output_option("The model, .onnx; its card is written beside it (.card.md).")
-@click.option("--system", default=SYSTEMS[0], show_default=True, help="The learned system.")
+@click.option(
+    "--system",
+    default=SYSTEMS[0],
+    show_default=True,
+    help="The learned system: dense (crowded frames), or single (boxes around detected emitters).",
+)
+@click.option(
+    "--box", type=int, help="Side of the boxes of --system single, px, odd, 13 to 41; absent: by the PSF."
+)
 @file_option("--ranges", "What to draw the training frames from, TOML; absent: the defaults.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Time for training.")
-@click.option("--samples", type=click.IntRange(min=1), help="Frames to train on; whichever ends first.")
+@click.option(
+    "--samples", type=click.IntRange(min=1), help="Frames (or boxes) to train on; whichever ends first."
+)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint beside the output (.checkpoint).")
 @click.option("--purpose", default="", help="What the model is for, a sentence for its card.")
 @click.option(
-    "--from", "start", metavar="M", help="Start from the weights of this model (file or shipped name)."
+    "--from",
+    "start",
+    metavar="M",
+    help="Start from the weights of this model (file or shipped name) or checkpoint.",
 )
-@not_built("--freeze")
+@click.option(
+    "--freeze",
+    type=click.Choice(["backbone"]),
+    help="With --from: keep the backbone and learn the head anew, for a PSF that changed little.",
+)
 @setup_options(optics=False)
 def command(
     run: Run,
@@ -80,11 +95,13 @@ def command(
     *,
     output: Path,
     system: str,
+    box: int | None,
     ranges: Path | None,
     minutes: float | None,
     samples: int | None,
     resume: bool,
     start: str | None,
+    freeze: str | None,
     purpose: str,
     setup: SetupReader,
 ) -> Summary:
@@ -95,6 +112,8 @@ def command(
     """
     if system not in SYSTEMS:
         refuse_not_built(f"the system '{system}' (built: {', '.join(SYSTEMS)})")
+    if freeze is not None and start is None and not resume:
+        raise UsageError("--freeze keeps the backbone of another training: give it with --from MODEL.")
     files = _Files(output)
     if output.suffix != ".onnx":
         raise InputRejected(f"a model file ends in .onnx, got {output}.")
@@ -105,21 +124,21 @@ def command(
     require("torch", extra="train")
     require("onnx", extra="train")
     from smlm_bridge.io.checkpoint import load_checkpoint
-    from smlm_bridge.train import Trainer, TrainOptions
 
     known = load_calibration(calibration)
     known = replace(known, camera=setup(known.camera).camera or known.camera)
     state = load_checkpoint(files.checkpoint) if resume else None
-    # A resumed training goes on with its own seed, which its options record.
-    seed = run.seed if state is None else int(state["options"]["seed"])
-    budget: dict[str, Any] = {
+    settings: dict[str, Any] = {
         key: value for key, value in (("samples", samples), ("minutes", minutes)) if value
     }
-    if "minutes" in budget and "samples" not in budget:
-        budget["samples"] = UNLIMITED_SAMPLES
-    options = TrainOptions(**budget, seed=seed)
-    weights = None if start is None or state is not None else _weights(start)
-    trainer = Trainer(known, _ranges(ranges, known), options, device=run.device, weights=weights)
+    if "minutes" in settings and "samples" not in settings:
+        settings["samples"] = UNLIMITED_SAMPLES
+    settings |= {"seed": run.seed, "freeze_backbone": freeze is not None}
+    if state is not None:  # a resumed training goes on with what its options record
+        settings |= {key: state["options"].get(key, settings[key]) for key in ("seed", "freeze_backbone")}
+        box = state["options"].get("box_px", box)
+    begin = _state_start(state) if state is not None else None if start is None else _start(start)
+    trainer = _trainer(system, known, ranges, settings, box=box, device=run.device, start=begin)
     if state is not None:
         trainer.load_state_dict(state)
     _train(run, trainer, files)
@@ -127,21 +146,64 @@ def command(
     return _finish(run, trainer, files, system=system, purpose=purpose, start=start)
 
 
-def _weights(start: str) -> "Mapping[str, Tensor]":
-    """The weights of a model file or a shipped model."""
-    from smlm_bridge.io.model import find_model
-    from smlm_bridge.networks.export import weights_of
+def _trainer(
+    system: str,
+    known: "Calibration",
+    path: Path | None,
+    settings: dict[str, Any],
+    *,
+    box: int | None,
+    device: str,
+    start: "Start | None",
+) -> "Training[Any, Any, Any]":
+    """The training of a system with the ranges of a TOML file."""
+    if system == "dense":
+        from smlm_bridge.simulate.scene import Ranges
+        from smlm_bridge.train import Trainer, TrainOptions
 
-    return weights_of(find_model(start).read_bytes())
+        if box is not None:
+            raise UsageError("--box goes with --system single; the dense localizer takes whole frames.")
+        dense = _ranges(path, known, Ranges)
+        return Trainer(known, dense, TrainOptions(**settings), device=device, start=start)
+    from smlm_bridge.fit.work import box_px
+    from smlm_bridge.networks.single import LARGEST_BOX_PX, SMALLEST_BOX_PX
+    from smlm_bridge.simulate.single import SingleRanges
+    from smlm_bridge.train_single import SingleOptions, SingleTrainer
+
+    side = min(max(box_px(known), SMALLEST_BOX_PX), LARGEST_BOX_PX) if box is None else box
+    single = _ranges(path, known, SingleRanges)
+    return SingleTrainer(known, single, SingleOptions(**settings, box_px=side), device=device, start=start)
 
 
-def _ranges(path: Path | None, known: "Calibration") -> "Ranges":
+def _start(start: str) -> "Start":
+    """Weights and scaling of a model file, a shipped model or a checkpoint."""
+    from smlm_bridge.training import Start
+
+    if Path(start).suffix == CHECKPOINT:
+        from smlm_bridge.io.checkpoint import load_checkpoint
+
+        return _state_start(load_checkpoint(start))
+    from smlm_bridge.io.model import find_model, load_model
+    from smlm_bridge.networks.export import input_scaling_of, weights_of
+
+    data = find_model(start).read_bytes()
+    # Files of earlier versions record no scaling; that of the input is in their graph.
+    scaling = {**input_scaling_of(data), **load_model(start).info.training.get("scaling", {})}
+    return Start(weights_of(data), scaling)
+
+
+def _state_start(state: "Mapping[str, Any]") -> "Start":
+    from smlm_bridge.training import Start
+
+    return Start(state["network"], state["scaling"])
+
+
+def _ranges(path: Path | None, known: "Calibration", kind: "type[RangesT]") -> "RangesT":
     """The ranges of a TOML file; heights that it does not name are the calibration's."""
-    from smlm_bridge.simulate.scene import Ranges
-
     try:
         given = {} if path is None else tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-        return Ranges.from_json({"z_nm": list(known.z_range_nm), **given})
+        found: RangesT = kind.from_json({"z_nm": list(known.z_range_nm), **given})  # type: ignore[assignment]
+        return found
     except InputRejected:
         raise
     except OSError as error:
@@ -154,10 +216,24 @@ def _ranges(path: Path | None, known: "Calibration") -> "Ranges":
         raise InputRejected(f"the ranges '{path}' have a value of the wrong kind: {error}.") from error
 
 
-def _train(run: Run, trainer: "Trainer", files: _Files) -> None:
+def _scores(
+    trainer: "Training[Any, Any, Any]", run: "ModelRun | None" = None, *, quick: bool = False
+) -> dict[str, Any]:
+    """Figures of merit of a system on fresh images; ``quick`` for the curve."""
+    from smlm_bridge.train import Trainer, held_out_scores
+
+    if isinstance(trainer, Trainer):
+        return held_out_scores(trainer, run, **({"frames": TEST_FRAMES} if quick else {}))
+    from smlm_bridge.train_single import SingleTrainer, single_scores
+
+    assert isinstance(trainer, SingleTrainer)
+    return single_scores(trainer, run, **({"boxes": TEST_BOXES} if quick else {}))
+
+
+def _train(run: Run, trainer: "Training[Any, Any, Any]", files: _Files) -> None:
     """Run to the end of the budget; a checkpoint and held-out scores now and then, and when interrupted."""
     from smlm_bridge.io.checkpoint import save_checkpoint
-    from smlm_bridge.train import held_out_scores, train
+    from smlm_bridge.training import train
 
     saved = time.monotonic()
     losses: list[float] = []
@@ -168,7 +244,7 @@ def _train(run: Run, trainer: "Trainer", files: _Files) -> None:
             on_step(round(1000 * trainer.fraction), 1000)
             losses.append(sum(terms.values()))
             if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                scores = held_out_scores(trainer, frames=TEST_FRAMES)
+                scores = _scores(trainer, quick=True)
                 _note(run, progress, sum(losses) / len(losses), scores)
                 losses.clear()
                 save_checkpoint(files.checkpoint, trainer.state_dict())
@@ -184,7 +260,11 @@ def _train(run: Run, trainer: "Trainer", files: _Files) -> None:
 
 def _note(run: Run, progress: "Progress", loss: float, scores: dict[str, Any]) -> None:
     """Add a point to the curve, which the checkpoint keeps, and say it."""
-    kept = {key: scores[key] for key in ("jaccard", "rmse_lateral_nm", "rmse_axial_nm")}
+    kept: dict[str, float]
+    if "rmse_over_crlb" in scores:
+        kept = {f"{name} over CRLB": scores["rmse_over_crlb"][name] for name in ("x", "y", "z")}
+    else:
+        kept = {key: scores[key] for key in ("jaccard", "rmse_lateral_nm", "rmse_axial_nm")}
     progress.curve.append({"samples": progress.samples, "seconds": progress.seconds, "loss": loss, **kept})
     if not run.quiet:
         values = ", ".join(f"{key} {value:.4g}" for key, value in kept.items() if value is not None)
@@ -195,16 +275,22 @@ def _note(run: Run, progress: "Progress", loss: float, scores: dict[str, Any]) -
 
 
 def _finish(
-    run: Run, trainer: "Trainer", files: _Files, *, system: str, purpose: str, start: str | None
+    run: Run,
+    trainer: "Training[Any, Any, Any]",
+    files: _Files,
+    *,
+    system: str,
+    purpose: str,
+    start: str | None,
 ) -> Summary:
     """Export, score, write the model and its card, and drop the checkpoint."""
     from smlm_bridge.io.atomic import atomic_output
     from smlm_bridge.io.model import load_model, save_model
-    from smlm_bridge.model import ModelInfo
-    from smlm_bridge.networks.export import to_onnx
-    from smlm_bridge.train import held_out_scores
+    from smlm_bridge.model import SINGLE, ModelInfo
+    from smlm_bridge.networks.export import single_to_onnx, to_onnx
 
     network, progress = trainer.network, trainer.progress
+    box: int = trainer.options.box_px if system == SINGLE else 0
     info = ModelInfo(
         name=files.model.stem,
         system=system,
@@ -212,8 +298,9 @@ def _finish(
         calibration=trainer.calibration,
         ranges=trainer.ranges.to_json(),
         channels=1,
-        size_step=network.size_step,
-        reach_px=network.reach,
+        size_step=1 if box else network.size_step,
+        reach_px=0 if box else network.reach,
+        box_px=box,
         training={
             "made_by": f"smlm_bridge {__version__}, train",
             "samples": progress.samples,
@@ -221,16 +308,19 @@ def _finish(
             "started_from": start,
             "curve": progress.curve,
             "options": plain(asdict(trainer.options)),
+            "scaling": plain(asdict(network.scaling)),
         },
     )
 
     def export(described: "ModelInfo") -> bytes:
+        if box:
+            return single_to_onnx(network, described.to_metadata(), channels=info.channels, side=box)
         return to_onnx(network, described.to_metadata(), channels=info.channels, size_step=info.size_step)
 
     # Scored as it will run: from the exported file, in ONNX Runtime.
     with atomic_output(files.model, overwrite=run.overwrite) as temporary:
         save_model(temporary, export(info))
-        info = replace(info, scores=held_out_scores(trainer, load_model(temporary, threads=run.threads).run))
+        info = replace(info, scores=_scores(trainer, load_model(temporary, threads=run.threads).run))
         save_model(temporary, export(info), overwrite=True)
     with atomic_output(files.card, overwrite=run.overwrite) as temporary:
         temporary.write_text(_card(info), encoding="utf-8")

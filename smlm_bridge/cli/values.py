@@ -126,6 +126,14 @@ def parse_analyser(text: str) -> str | float:
     return angle
 
 
+def parse_pair(text: str) -> tuple[float, float]:
+    """``X,Y``: two numbers."""
+    values = _numbers(text, ",", "X,Y, two numbers")
+    if len(values) != 2:
+        raise ValueError(f"'{text}' has {len(values)} parts; give two numbers X,Y, for example 6400,6400.")
+    return values[0], values[1]
+
+
 class _Parsed(_ParamType):
     """A click type around a function that raises ValueError with a full sentence."""
 
@@ -161,3 +169,4 @@ DEVICE = _Parsed(parse_device, "auto|cpu|cuda[:N]")
 SLICES = _Parsed(parse_slices, "all|even|odd|A:B:S")
 NUMBER_OR_MAP = _Parsed(_number_or_path, "NUMBER|TIFF")
 ANALYSER = _Parsed(parse_analyser, "auto|none|DEG")
+PAIR = _Parsed(parse_pair, "X,Y")

@@ -22,14 +22,26 @@ BUILT: Final = {
     "filter": "Keep the localizations that fulfil an expression.",
     "render": "Draw a table as PNG or TIFF.",
     "drift": "Estimate the drift of a table and take it out.",
-    "convert": "Tables and masks into other formats.",
+    "quality": "Precision and resolution of a table (NeNA, FRC).",
+    "track": "Follow particles from frame to frame; diffusion.",
+    "axial-scan": "Reference heights from a focal stack.",
+    "colocalize": "How two tables lie to each other (CBC).",
+    "camera": "Offset, gain and read noise of a camera from movies.",
+    "register": "The transform between two channels, from beads or from the data.",
+    "join": "Two channels' calibrations to one of the pair.",
+    "convert": "Tables, masks and calibrations into other formats.",
+    "export": "A model as a package for DeepImageJ.",
+    "run": "A pipeline of verbs over one file or a folder.",
+    "thunderstorm": "ThunderSTORM's steps, by the plugin where it is found.",
+    "fiji": "Put the commands for Fiji into a Fiji directory, or remove them.",
+    "worker": "Run verbs for Fiji and other programs.",
     "models": "List the shipped models.",
     "doctor": "Check this installation and say what to do.",
 }
 
 NOT_BUILT: Final = (
-    "coverage", "register", "join", "camera", "quality",
-    "track", "design", "export", "run", "worker", "fiji", "thunderstorm",
+    "coverage",
+    "design",
 )  # fmt: skip
 
 
@@ -43,7 +55,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of a verb; a verb of the contract that is not built yet ends with exit code 2."""
         if cmd_name in BUILT:
-            module = importlib.import_module(f"smlm_bridge.cli.{cmd_name}")
+            module = importlib.import_module(f"smlm_bridge.cli.{cmd_name.replace('-', '_')}")
             command: click.Command = module.command
             return command
         if cmd_name in NOT_BUILT:

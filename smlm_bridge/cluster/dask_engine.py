@@ -3,10 +3,12 @@
 import contextlib
 import functools
 import logging
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from smlm_bridge.cluster.engines import Here, OnFrames
 from smlm_bridge.cluster.recipe import Recipe
 from smlm_bridge.errors import InputRejected, SmlmError
 from smlm_bridge.io.parts import PartStore, read_manifest
+
+_LOG = logging.getLogger(__name__)
 
 _TIMEOUT_S = 30
 _RETRIES = 2
@@ -51,6 +55,9 @@ class Dask:
         finally:
             with contextlib.suppress(Exception):  # the scheduler may be gone
                 self._client.cancel(list(futures), force=True)
+        if failures:  # a part may have been written although its worker was not heard of again
+            missing = set(store.missing())
+            failures = {number: reason for number, reason in failures.items() if number in missing}
         if failures:
             raise SmlmError(_told(failures, blocks, store))
 
@@ -98,7 +105,9 @@ def local(count: int) -> Iterator[Dask]:
     _be_quiet()
     with (
         tempfile.TemporaryDirectory(prefix="smlm-bridge-", ignore_cleanup_errors=True) as folder,
+        _loop() as loop,
         distributed.LocalCluster(
+            loop=loop,
             n_workers=count,
             threads_per_worker=1,
             host="127.0.0.1",
@@ -110,6 +119,29 @@ def local(count: int) -> Iterator[Dask]:
         distributed.Client(cluster) as client,
     ):
         yield Dask(client)
+
+
+@contextmanager
+def _loop() -> Iterator[Any]:
+    """Dask's event loop; the processes that it starts do not hear Ctrl-C.
+
+    A terminal sends it to all of them at once; this process answers it and ends the others. The signal mask
+    of a thread is handed on to what it starts.
+    """
+    runner = require("distributed.utils", extra="cluster").LoopRunner()
+    masks = hasattr(signal, "pthread_sigmask")
+    if masks:
+        resource_tracker.ensure_running()  # else the loop starts it, which lets its thread hear Ctrl-C again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
+    try:
+        runner.start()
+    finally:
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
 
 
 @contextmanager
@@ -175,6 +207,8 @@ def _check_versions(client: Any) -> None:
         raise SmlmError(
             f"the workers cannot import smlm_bridge ({error}). Install smlm_bridge {__version__} where they run."
         ) from error
+    if not versions:
+        _LOG.warning("the scheduler has no workers yet; waiting for some.")
     if versions - {__version__}:
         raise SmlmError(
             f"the workers have smlm_bridge {', '.join(sorted(versions))}, this is {__version__}. "
@@ -188,11 +222,6 @@ def _version() -> str:
 
 def _be_quiet() -> None:
     """Dask's own log is for its developers; what matters reaches the user as an error."""
-    for name in (
-        "distributed",
-        "distributed.nanny",
-        "distributed.worker",
-        "distributed.scheduler",
-        "tornado",
-    ):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in ("distributed", "tornado"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)

@@ -98,6 +98,8 @@ def localize_parts(
         if shard is not None:
             missing = [number for number in missing if number % shard.count == shard.index - 1]
         _run(recipe, store, running, missing, on_step)
+    if recipe.marks() != store.manifest.work["input"]:
+        _LOG.warning("the movie changed while it was localized; the table is of its first %d frames.", frames)
     return store
 
 

@@ -34,6 +34,7 @@ from smlm_bridge.model import Model, ModelInfo
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # in the archive, so that the same model gives the same bytes
 _TOLERANCE = 1e-4
 _LARGEST_PACKAGE: Final = 10_000_000
+_LARGEST_UNPACKED: Final = 512_000_000
 DECODER: Final = "Decode_maps_to_ThunderSTORM.groovy"
 
 
@@ -205,27 +206,42 @@ def check_package(path: Path | str) -> float:
 
     Raises
     ------
+    InputRejected
+        If it is no such package, is damaged, or unpacks to over 512 MB.
     SmlmError
         If the difference exceeds 1e-4.
     """
-    with zipfile.ZipFile(path) as archive:
-        weights = archive.read("weights.onnx")
-        counts, wanted = (
-            np.load(io.BytesIO(archive.read(f"test_{end}.npy")), allow_pickle=False)
-            for end in ("input", "output")
-        )
-    session = onnxruntime.InferenceSession(weights, providers=["CPUExecutionProvider"])
-    settings = json.loads(session.get_modelmeta().custom_metadata_map[PACKAGE_KEY])
-    photons = np.float32(settings["gain"]) * counts + np.float32(settings["offset"])
-    maps = session.run(["maps"], {"frames": photons})[0]
-    spread = np.maximum(np.ptp(wanted, axis=(0, 2, 3)), 1e-3)
-    difference = float(np.max(np.abs(maps - wanted).max(axis=(0, 2, 3)) / spread))
+    try:
+        difference = _difference(Path(path))
+    except (SmlmError, MemoryError):
+        raise
+    except Exception as error:  # the archive, the arrays and the runtime raise each their own
+        raise InputRejected(f"package {path} is damaged or not one of ours: {error}.") from error
     if not difference <= _TOLERANCE:
         raise SmlmError(
             f"the package does not give its own test output: {difference:.2g} of a map's spread, at most "
             f"{_TOLERANCE:g} are allowed. Run 'smlm-bridge doctor' and report this."
         )
     return difference
+
+
+def _difference(path: Path) -> float:
+    """Between the maps that the weights give and those in the package."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > _LARGEST_UNPACKED:
+            raise InputRejected(f"package {path} unpacks to over 512 MB, no package of ours does.")
+        weights = archive.read("weights.onnx")
+        counts, wanted = (
+            np.load(io.BytesIO(archive.read(f"test_{end}.npy")), allow_pickle=False)
+            for end in ("input", "output")
+        )
+    inspect_onnx(weights, name=str(path))
+    session = onnxruntime.InferenceSession(weights, providers=["CPUExecutionProvider"])
+    settings = json.loads(session.get_modelmeta().custom_metadata_map[PACKAGE_KEY])
+    photons = np.float32(settings["gain"]) * counts + np.float32(settings["offset"])
+    maps = session.run(["maps"], {"frames": photons})[0]
+    spread = np.maximum(np.ptp(wanted, axis=(0, 2, 3)), 1e-3)
+    return float(np.max(np.abs(maps - wanted).max(axis=(0, 2, 3)) / spread))
 
 
 def _check_engine(weights: bytes, name: str) -> int:

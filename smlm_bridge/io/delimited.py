@@ -1,5 +1,6 @@
 """Delimited text: the header, and the rows as columns of numbers, with errors that name row and column."""
 
+import contextlib
 import csv
 import io
 import os
@@ -96,8 +97,12 @@ def read_rows(path: str | Path, header: Header, *, numeric: Sequence[str]) -> pa
     try:
         rows = parse(types)
     except pa.ArrowInvalid as error:
-        text = parse(dict.fromkeys(columns, pa.string())) if "conversion" in str(error) else None
+        text = None
+        with contextlib.suppress(pa.ArrowException, UnicodeDecodeError):  # it may not even be text
+            text = parse(dict.fromkeys(columns, pa.string())) if "conversion" in str(error) else None
         raise _bad_text(path, numeric, text, error) from error
+    except UnicodeDecodeError as error:
+        raise InputRejected(f"table {path} is not text: {error}.") from error
     except pa.ArrowException as error:
         raise SmlmError(f"table {path} could not be read: {error}.") from error
     if ragged:
@@ -105,7 +110,10 @@ def read_rows(path: str | Path, header: Header, *, numeric: Sequence[str]) -> pa
     other = [f for f in rows.schema if not (pa.types.is_integer(f.type) or pa.types.is_floating(f.type))]
     if other:  # dates and the like: kept as the text they are; columns without any value as numbers
         empty = {f.name: pa.float64() if pa.types.is_null(f.type) else pa.string() for f in other}
-        rows = parse({**types, **empty})
+        try:
+            rows = parse({**types, **empty})
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise InputRejected(f"table {path} is not text: {error}.") from error
     return rows
 
 

@@ -25,6 +25,8 @@ _KNOT_FRAMES: Final = (64, 32, 16, 8, 4, 2, 1)
 _PLOTTED: Final = 200
 _NM_PER: Final = {"NANOMETER": 1.0, "MICROMETER": 1e3}
 
+_MOST_FRAMES = 20_000_000
+
 
 def save_drift(path: str | Path, drift: Drift, *, overwrite: bool = False) -> None:
     """Write a drift as ThunderSTORM's JSON.
@@ -111,7 +113,10 @@ def from_thunderstorm_json(content: Mapping[str, Any], *, pixel_nm: float | None
         raise InputRejected(f"the drift's units are {unit!r}; known are PIXEL, {', '.join(_NM_PER)}.")
     own = content.get(_OWN, {})
     try:
-        frame = np.arange(int(content["minFrame"]), int(content["maxFrame"]) + 1)
+        first, last = int(content["minFrame"]), int(content["maxFrame"])
+        if not 0 <= last - first < _MOST_FRAMES:
+            raise ValueError(f"frames {first} to {last}; 1 to {_MOST_FRAMES} are allowed")
+        frame = np.arange(first, last + 1)
         x, y = (_values(content[name], frame) * factor for name in ("xFunction", "yFunction"))
         z = _values(own["zFunction"], frame) if "zFunction" in own else None
         return Drift(

@@ -84,19 +84,33 @@ class PartStore:
         start, stop = self.manifest.blocks[number]
         try:
             rows = pa.parquet.read_table(self._path(number))
-            failed = json.loads(rows.schema.metadata[_FAILED_KEY])
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            failed = {
+                int(frame): str(reason)
+                for frame, reason in json.loads(rows.schema.metadata[_FAILED_KEY]).items()
+            }
+            table = rows.to_pandas(ignore_metadata=True)
+        except (
+            OSError,
+            pa.ArrowException,
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise InputRejected(
                 f"part {self._path(number)} cannot be read ({error}); delete it and resume."
             ) from error
-        return Block(start, stop, rows.to_pandas(), {int(frame): reason for frame, reason in failed.items()})
+        return Block(start, stop, table, failed)
 
     def read_all(self) -> Iterator[Block]:
         """All parts in order."""
         return (self.read(number) for number in range(len(self.manifest.blocks)))
 
     def remove(self) -> None:
-        """Delete the folder with all parts."""
+        """Delete the folder with all parts; the manifest last, so that no part is ever without one."""
+        for part in self.folder.glob("*.parquet"):
+            part.unlink(missing_ok=True)
         shutil.rmtree(self.folder)
 
     def _path(self, number: int) -> Path:
@@ -153,11 +167,16 @@ def open_parts(
     Raises
     ------
     InputRejected
-        If there are parts and ``resume`` is false, or they are of something else (the message says what
-        differs).
+        If there are parts and ``resume`` is false, they are of something else (the message says what
+        differs), or they have no manifest.
     """
     wanted = Manifest(json.loads(json.dumps(work)), frames, block_frames)
     path = folder / _MANIFEST
+    stray = next(
+        folder.glob("part-*"), None
+    )  # before the manifest: that of another shard comes before its parts
+    if stray is not None and not path.exists():
+        raise InputRejected(f"{stray} has no manifest beside it; give --overwrite to start again.")
     if path.exists():
         known = read_manifest(folder)
         if not resume:

@@ -180,7 +180,7 @@ def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
         raise InputRejected(
             f"the setup '{path}' cannot be read ({error.strerror}). Give a TOML file."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputRejected(f"the setup '{path}' is not TOML: {error}.") from error
     for name, table in tables.items():
         if name in _TABLES and isinstance(table, dict):

@@ -290,7 +290,7 @@ def _known_columns(
         name, unit = (match[1], match[2].strip()) if match else (label, "")
         alias = _ALIASES.get(name.lower(), name.lower())
         if alias.endswith("]"):
-            name, unit = alias[: alias.index(" ")], unit or "nm"
+            name, unit = alias.partition(" ")[0], unit or "nm"
         found[label] = _convert(by_name.get(name.lower()), unit, label, pixel_nm, path)
     names = [target[0] for target in found.values() if target]
     for required in table.REQUIRED:

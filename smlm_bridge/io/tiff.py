@@ -3,6 +3,7 @@
 import html
 import json
 import logging
+import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ NM_PER_UNIT: Final = {
     **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e6),
     **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e7),
 }
+_MOST_PLANES: Final = 10_000_000
 _PLAUSIBLE_PIXEL_NM = (1.0, 1e5)  # outside, the resolution is a printer's
 _MICRO_MANAGER_TAG: Final = 51123
 # As Hamamatsu's cameras call it, and as people do; the number may stand in an object of its own (PropVal).
@@ -89,6 +91,7 @@ def inspect(path: Path) -> Movie:
     tif = open_tiff(path)
     with tif:
         try:
+            _chain_is_broken(path)  # before the library follows it: it would never end in a circle
             return _inspect(path, tif)
         except (InputRejected, MissingDependency):
             raise
@@ -123,6 +126,11 @@ def _inspect(path: Path, tif: tifffile.TiffFile) -> Movie:
     recovered = tif.is_imagej and first.kind != "imagej" and len(tif.pages) == 1
     if recovered:  # ImageJ's movie, cut off before the list of its pages, or some other program's single page
         layouts = [_imagej_layout(tif.imagej_metadata or {})]
+    promised_planes = sum(math.prod(lead) for _, lead in layouts)
+    if not 0 < promised_planes <= _MOST_PLANES:
+        raise InputRejected(
+            f"image {path} says that it has {promised_planes} planes; 1 to {_MOST_PLANES} in a file can be read."
+        )
     order = _orders(path, layouts)
     height, width = first.shape[-2:]
     dtype = np.dtype(first.dtype)
@@ -272,8 +280,14 @@ def _readable_pages(path: Path, series: Sequence[Any]) -> int:
 
 
 def _chain_is_broken(path: Path) -> bool:
-    """Whether the linked list of pages points beyond the end of the file (TIFF 6.0; BigTIFF)."""
-    size = path.stat().st_size
+    """Whether the linked list of pages points beyond the end of the file (TIFF 6.0; BigTIFF).
+
+    Raises
+    ------
+    InputRejected
+        If it leads back to itself.
+    """
+    size, seen = path.stat().st_size, set()
     with open(path, "rb") as file:
         start = file.read(16)
         order = "<" if start[:2] == b"II" else ">"
@@ -284,6 +298,11 @@ def _chain_is_broken(path: Path) -> bool:
         count_bytes, next_bytes = struct.calcsize(count_format), struct.calcsize(next_format)
         position = struct.unpack(next_format, start[8:16] if big else start[4:8])[0]
         while position:
+            if position in seen:
+                raise InputRejected(f"image {path} is damaged: its list of pages leads back to itself.")
+            seen.add(position)
+            if position > size:
+                return True
             file.seek(position)
             raw = file.read(count_bytes)
             if len(raw) < count_bytes:
@@ -293,8 +312,6 @@ def _chain_is_broken(path: Path) -> bool:
                 return True
             file.seek(end)
             following = struct.unpack(next_format, file.read(next_bytes))[0]
-            if following == position:
-                return True
             position = following
     return False
 

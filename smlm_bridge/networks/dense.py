@@ -13,7 +13,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, pad
 
 from smlm_bridge.networks.backbones import UNet, conv_block
 from smlm_bridge.networks.maps import MAP_NAMES
+from smlm_bridge.networks.trainable import Trainable
 
+STABILISER = 0.375  # of the generalised Anscombe transform
 _LEAST_PHOTONS = 1.0  # a gamma law draws emitters without light, whose logarithm is no target
 _LOGIT, _MEAN, _LOG_SIGMA, _BACKGROUND = 0, slice(1, 5), slice(5, 9), 9
 
@@ -65,10 +67,10 @@ class Targets:
 
 def stabilise(photons: Tensor, read_variance: Tensor | float) -> Tensor:
     """Noise of about unit variance at every brightness: generalised Anscombe transform (Starck 1998)."""
-    return 2.0 * torch.sqrt((photons + 0.375 + read_variance).clamp_min(0.0))
+    return 2.0 * torch.sqrt((photons + STABILISER + read_variance).clamp_min(0.0))
 
 
-class DenseLocalizer(nn.Module):
+class DenseLocalizer(Trainable):
     """Photo-electrons (B, C, H, W) to maps (B, 10, H, W) in the order and units of ``maps.MAP_NAMES``."""
 
     def __init__(
@@ -76,7 +78,7 @@ class DenseLocalizer(nn.Module):
     ) -> None:
         super().__init__()
         self.scaling = scaling
-        self.backbone = UNet(inputs, widths, bottom_dilations)
+        self.backbone: UNet = UNet(inputs, widths, bottom_dilations)
         self.head = nn.Sequential(conv_block(self.backbone.outputs, self.backbone.outputs))
         self.out = nn.Conv2d(self.backbone.outputs, len(MAP_NAMES), 1)
         nn.init.normal_(self.out.weight, std=0.01)

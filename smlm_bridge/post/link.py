@@ -263,7 +263,7 @@ def _apart2(place: Floats, one: int, other: int) -> float:
 def _nearest(
     row: int, radius: float, reach: int, grid: _Grid, superseded: NDArray[np.bool_], gap: int
 ) -> int:
-    """The active row of earlier frames nearest to a row and nearer than ``radius``, within ``reach`` cells; or -1."""
+    """The active row of earlier frames nearest to a row and nearer than the radius, some cells away; or -1."""
     frame, place, cell, head, behind = grid
     nearest, least = -1, radius * radius
     for x in range(cell[row, 0] - reach, cell[row, 0] + reach + 1):
@@ -299,7 +299,7 @@ def _drawn_near(
     origin: Integers,
     latest: Integers,
 ) -> int:
-    """The nearest active row where none is near, but a detection of this frame has drawn its molecule near; or -1."""
+    """The nearest active row where none is near but this frame's detections drew its molecule near; or -1."""
     frame, place, cell, head, behind = grid
     drawn, least = -1, np.inf
     for side in range(9):

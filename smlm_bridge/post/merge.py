@@ -79,12 +79,9 @@ def merge(
     if pixel_nm is not None and not (math.isfinite(pixel_nm) and pixel_nm > 0):
         raise InputRejected(f"pixel_nm {pixel_nm} must be a length above 0 in nm, for example 100.")
     table = validate(locs)
-    if (
-        mode == "thunderstorm"
-    ):  # its rows of a frame are linked, and the first one taken, in the table's order
-        table = table.sort_values("frame", kind="stable", ignore_index=True)
-    else:
-        table = sort(table)
+    # ThunderSTORM links the rows of a frame, and keeps the first one, in the table's order.
+    as_given = mode == "thunderstorm"
+    table = table.sort_values("frame", kind="stable", ignore_index=True) if as_given else sort(table)
     molecule = link(
         table, distance_nm, gap_frames=gap_frames, z_weight=z_weight, one_a_frame=mode == "weighted"
     )

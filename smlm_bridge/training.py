@@ -1,0 +1,321 @@
+"""One plain training loop for every system: budget, steps, checkpoints, and starts from other trainings."""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smlm_bridge.calibration import Calibration
+from smlm_bridge.camera import Camera
+from smlm_bridge.errors import InputRejected, SmlmError
+from smlm_bridge.networks.trainable import Trainable
+from smlm_bridge.psf.protocol import PSF
+from smlm_bridge.simulate.render import record, render
+from smlm_bridge.simulate.scene import Ranges, Scene
+
+NetworkT = TypeVar("NetworkT", bound=Trainable)
+OptionsT = TypeVar("OptionsT", bound="LoopOptions")
+RangesT = TypeVar("RangesT", bound=Ranges)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """How to train, whatever the system.
+
+    Parameters
+    ----------
+    samples, minutes
+        The budget: whichever is used up first ends the training; the learning rate follows it.
+    batch
+        Images a step.
+    learning_rate, weight_decay
+        Of AdamW; the rate warms up over 1 % and then follows a cosine to zero.
+    freeze_backbone
+        Whether the backbone stays as it is and only the head learns (transfer learning).
+    seed
+        Of everything random.
+    """
+
+    samples: int = 100_000
+    minutes: float = math.inf
+    batch: int = 8
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 1e-4
+    freeze_backbone: bool = False
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples < self.batch or self.minutes <= 0:
+            raise InputRejected(f"nothing to train: samples {self.samples}, minutes {self.minutes}.")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Another training to start from.
+
+    Parameters
+    ----------
+    weights
+        Of the network, by the names of its state.
+    scaling
+        Fields of the network's scaling that these weights were trained with; the pixel is always the new one.
+    """
+
+    weights: Mapping[str, Tensor]
+    scaling: Mapping[str, Any]
+
+
+@dataclass
+class Progress:
+    """The state of a training: what a checkpoint holds beside weights and optimiser."""
+
+    samples: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+class Training(ABC, Generic[NetworkT, OptionsT, RangesT]):
+    """A training that can be stopped after any step and resumed.
+
+    The loop is ``while not training.done: training.step()``; ``state_dict`` and ``load_state_dict`` carry
+    weights, optimiser, random state and budget, so that a resumed training draws the very same images.
+
+    Raises
+    ------
+    InputRejected
+        If the start is of another network, or a frozen backbone has none.
+    """
+
+    #: Weights of the terms of the loss.
+    loss_weights: ClassVar[Mapping[str, float]]
+    #: Options that decide the shape of the network.
+    shape_options: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        ranges: RangesT,
+        options: OptionsT,
+        *,
+        device: torch.device | str = "cpu",
+        start: Start | None = None,
+    ) -> None:
+        if options.freeze_backbone and start is None:
+            raise InputRejected(
+                "a frozen backbone has to come from another training: give --from, or train all of it."
+            )
+        self.calibration, self.ranges, self.options = calibration, ranges, options
+        self.device = torch.device(device)
+        self.generator = torch.Generator(self.device).manual_seed(options.seed)
+        self.psf = self._psf()
+        scaling = self._scaling()
+        if start is not None:
+            scaling = replace(scaling, **_kept_scaling(scaling, start.scaling))
+        with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
+            torch.manual_seed(options.seed)
+            network = self._network(scaling)
+        if start is not None:
+            _take_over(network, start.weights)
+        network.backbone.requires_grad_(not options.freeze_backbone)
+        self.network: NetworkT = network.to(self.device)
+        self.network.to(memory_format=torch.channels_last)
+        learning = [value for value in self.network.parameters() if value.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            learning, lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+        self.progress = Progress()
+
+    @abstractmethod
+    def draw_batch(self) -> tuple[Tensor, Any]:
+        """Simulated images in photo-electrons (B, C, H, W), and what the network's loss compares with."""
+
+    @abstractmethod
+    def _psf(self) -> PSF: ...
+
+    @abstractmethod
+    def _scaling(self) -> Any: ...
+
+    @abstractmethod
+    def _network(self, scaling: Any) -> NetworkT: ...
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget that is used, 0 to 1."""
+        used = max(
+            self.progress.samples / self.options.samples, self.progress.seconds / (60 * self.options.minutes)
+        )
+        return min(1.0, used)
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is used up."""
+        return self.fraction >= 1.0
+
+    def step(self) -> dict[str, float]:
+        """One optimiser step on fresh images; returns the terms of the loss."""
+        began = time.monotonic()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * schedule(self.fraction)
+        photons, targets = self.draw_batch()
+        self.network.train()
+        if self.options.freeze_backbone:
+            self.network.backbone.eval()  # else batch norm would follow the new images
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            terms = self.network.loss(photons.contiguous(memory_format=torch.channels_last), targets)
+            loss = sum(self.loss_weights[name] * term for name, term in terms.items())
+        assert isinstance(loss, Tensor)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimizer.step()
+        self.progress.samples += self.options.batch
+        self.progress.seconds += time.monotonic() - began
+        return {name: float(term.detach()) for name, term in terms.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed training needs; tensors, numbers and strings only."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "progress": asdict(self.progress),
+            "options": asdict(self.options),
+            "ranges": self.ranges.to_json(),
+            "calibration_hash": self.calibration.hash,
+            "scaling": asdict(self.network.scaling),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from ``state_dict``.
+
+        Raises
+        ------
+        InputRejected
+            If the checkpoint belongs to another calibration, other ranges or another network.
+        """
+        if state["calibration_hash"] != self.calibration.hash or state["ranges"] != self.ranges.to_json():
+            raise InputRejected(
+                "the checkpoint was trained on another calibration or other ranges. Resume with the same "
+                "ones, or start afresh from its weights with --from."
+            )
+        for name in self.shape_options:
+            theirs, own = state["options"].get(name), getattr(self.options, name)
+            if theirs != own:
+                raise InputRejected(
+                    f"the checkpoint's network has {name} {theirs}, this training {own}. Resume with the same "
+                    "network."
+                )
+        self.network.scaling = type(self.network.scaling)(**state["scaling"])
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.progress = Progress(**state["progress"])
+
+    def _photons(self, scene: Scene) -> Tensor:
+        """(T, 1, H, W) recorded photo-electrons of a scene, by a part of the camera drawn at random."""
+        shape = (scene.background.shape[1], scene.background.shape[2])
+        camera = part_of_camera(self.calibration.camera, shape, self.generator)
+        counts = record(scene, render(scene, self.psf), camera, self.generator)
+        offset, gain = (
+            torch.as_tensor(v, dtype=counts.dtype, device=counts.device)
+            for v in (camera.offset, camera.e_per_adu)
+        )
+        return ((counts - offset) * (gain / camera.em_gain))[:, None]
+
+    def _read_variance(self) -> float:
+        """Typical variance of the read noise, photo-electrons squared."""
+        camera = self.calibration.camera
+        read = float(np.mean(camera.read_noise_e)) / camera.em_gain
+        return read**2 + (sum(self.ranges.read_noise_e) / 2) ** 2
+
+
+def part_of_camera(camera: Camera, shape: tuple[int, int], generator: torch.Generator) -> Camera:
+    """A camera for a window of rows and columns ``shape``: of maps a part drawn at random.
+
+    Raises
+    ------
+    InputRejected
+        If a map is smaller than the window.
+    """
+    maps = [v for v in (camera.offset, camera.e_per_adu, camera.read_noise_e) if isinstance(v, np.ndarray)]
+    if not maps:
+        return camera
+    least = np.min([value.shape for value in maps], axis=0)
+    if least[0] < shape[0] or least[1] < shape[1]:
+        raise InputRejected(
+            f"the camera's maps of {least[1]} x {least[0]} pixels are smaller than a training patch of "
+            f"{shape[1]} x {shape[0]} pixels. Give maps of the whole chip, numbers, or a smaller patch."
+        )
+    y0, x0 = (
+        int(torch.randint(int(n) - side + 1, (), generator=generator, device=generator.device))
+        for n, side in zip(least, shape, strict=True)
+    )
+    return camera.crop(y0, x0, *shape)
+
+
+def _kept_scaling(own: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a start keeps of its scaling; the pixel is always that of the new calibration."""
+    names = {part.name for part in fields(own)} - {"pixel_nm"}
+    kept = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in names}
+    for key, value in kept.items():
+        if isinstance(value, tuple) and len(value) != len(getattr(own, key)):
+            raise InputRejected(
+                f"the training to start from has {len(value)} value(s) of {key}, this one "
+                f"{len(getattr(own, key))}. Give ranges with the same aberrations, or leave --from out."
+            )
+    return kept
+
+
+def _take_over(network: Trainable, weights: Mapping[str, Tensor]) -> None:
+    """Take the weights of another training of the same network."""
+    own = network.state_dict()
+    for name, value in own.items():
+        given = weights.get(name)
+        if not name.endswith("num_batches_tracked") and (given is None or given.shape != value.shape):
+            raise InputRejected(
+                f"the weights to start from belong to another network ('{name}' is missing or of another size). "
+                "Start from a model of the same system, or without --from."
+            )
+    network.load_state_dict({**own, **{name: value for name, value in weights.items() if name in own}})
+
+
+def train(
+    trainer: Training[NetworkT, OptionsT, RangesT],
+    *,
+    on_step: Callable[[Progress, dict[str, float]], None] | None = None,
+) -> NetworkT:
+    """Run a training to the end of its budget.
+
+    ``on_step`` sees the progress and the loss after every step; it may save ``trainer.state_dict()``,
+    evaluate, or raise to stop.
+
+    Raises
+    ------
+    SmlmError
+        If the loss is not finite; ``on_step`` has not seen that step, so its checkpoints hold good weights.
+    """
+    while not trainer.done:
+        terms = trainer.step()
+        if not math.isfinite(sum(terms.values())):
+            raise SmlmError(
+                f"the loss is not finite after {trainer.progress.samples} samples: {terms}. Resume from the "
+                "last checkpoint or start with a lower learning rate."
+            )
+        if on_step is not None:
+            on_step(trainer.progress, terms)
+    trainer.network.eval()
+    return trainer.network
+
+
+def schedule(fraction: float) -> float:
+    """Learning rate over its peak after a fraction of the budget: a warm-up, then half a cosine."""
+    warm_up = 0.01
+    if fraction < warm_up:
+        return 0.05 + 0.95 * fraction / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (fraction - warm_up) / (1 - warm_up)))
