@@ -204,6 +204,10 @@ def test_groups_that_are_cut_find_the_same(stamps, refiner) -> None:
     assert nearest(other, one).max() < 10
 
 
+def refiner_with(stamps: Stamps, *, model_error: float) -> Refiner:
+    return Refiner([stamps], Prior(Z), RefineOptions(least_photons=1000.0, model_error=model_error))
+
+
 def test_a_psf_that_is_not_right_asks_for_no_emitters(stamps) -> None:
     shape, truth, photons = (41, 41), np.array([[2200.0, 2200.0, 0.0]]), np.array([60_000.0])
     wrong = Calibration(

@@ -20,8 +20,6 @@ Mask = NDArray[np.bool_]
 
 _LINK_SHARE = 0.6  # of half a window
 _MOST_ADDED = 200
-_NODES_PX = (20.0, 30.0, 45.0, 70.0, 100.0, 150.0)
-_CONTRAST = 0.8  # of an image that the background's splines must not be able to follow
 _ALIKE = 0.7  # less of an emitter's evidence than this share is left where others are much like it
 _NEIGHBOURS = 8
 _GRAIN = 4.0  # errors of a PSF are alike over its grain: they count as if by this much larger
@@ -46,10 +44,6 @@ class Refiner:
         self.bank, self.local_bank = (  # for whole frames, and around one emitter
             Bank(self.stamps, z_nm=prior.z_nm, step_nm=options.step_nm, blur_nm2=prior.blur_nm2[0])
             for _ in range(2)
-        )
-        self.node_px = next(
-            (px for px in _NODES_PX if px >= options.node_px and self.bank.contrast(px) > _CONTRAST),
-            _NODES_PX[-1],
         )
 
     def __call__(self, photons: Frames, read_variance: Frames, start_xyz_nm: Floats) -> Refined:
@@ -92,7 +86,6 @@ class _Frame:
         self.error = self.options.model_error
         self.gone = np.zeros(count, bool)
         self.local_bank = refiner.local_bank
-        self.node_px = refiner.node_px
 
     def everything(self) -> Mask:
         """All emitters."""
@@ -326,7 +319,7 @@ class _Frame:
         held = total - own + (self.floor[:, rows, columns] if local else 0.0)
         noise = self.read_variance[:, rows, columns] + (self.error * total) ** 2
         box = Box(self.photons[:, rows, columns], noise, held, (columns.start, rows.start))
-        node_px = float(max(box.photons.shape)) if local else self.node_px
+        node_px = float(max(box.photons.shape)) if local else self.options.node_px
         return GroupProblem(box, self.stamps, self.prior, node_px=node_px)
 
     def _take(
@@ -374,7 +367,7 @@ class _Frame:
     def _level(self) -> None:
         """A first background for the whole frame, by least squares on what the emitters leave."""
         for floor, rest in zip(self.floor, self.photons - self.images, strict=True):
-            floor[...] = smoothed(rest, self.node_px)
+            floor[...] = smoothed(rest, self.options.node_px)
 
 
 def _joined(first: Emitters, second: Emitters) -> Emitters:

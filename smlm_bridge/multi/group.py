@@ -19,7 +19,9 @@ Frames = NDArray[np.float32]
 
 _BEYOND_PX = 2.0  # emitters may lie this far outside of what is fitted
 _LEAST = 1e-2  # photo-electrons: expectations stay above
-_ROUGHNESS = 0.3  # standard deviation of second differences of the background's nodes, of its level
+_ROUGHNESS = (
+    6.0  # standard deviation of second differences of the background's nodes, in shot noise of a pixel
+)
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ class GroupProblem:
     @property
     def _weight(self) -> float:
         level = max(1.0, float(np.median(self.box.photons)))
-        return 1.0 / (_ROUGHNESS * level) ** 2
+        return 1.0 / (_ROUGHNESS**2 * level)
 
     def _linear(self, emitters: Emitters, stamps: list[NDArray[np.float32]]) -> tuple[Emitters, Floats]:
         """Photons and background by weighted least squares at given positions."""

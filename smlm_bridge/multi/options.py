@@ -28,7 +28,7 @@ class RefineOptions:
         Times that emitters are added with the background held, and times that all are fitted again before
         more are added; 0 only fits and removes.
     node_px
-        Least spacing of the background's nodes; wider where splines would pass for images of emitters.
+        Spacing of the background's nodes.
     group
         Most emitters that are fitted at once.
     step_nm

@@ -12,7 +12,6 @@ import scipy.fft
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 
-from smlm_bridge.multi.background import smooth
 from smlm_bridge.multi.stamps import Stamps
 
 Floats = NDArray[np.float64]
@@ -79,20 +78,6 @@ class Bank:
         xyz = np.stack([(columns + 0.5) * pixel, (rows + 0.5) * pixel, self.z_nm[height]], axis=1)
         bright = np.stack([part[height, rows, columns] for part in photons], axis=1)
         return Candidates(xyz, np.maximum(bright, 1.0).astype(float), best[rows, columns].astype(float))
-
-    def contrast(self, node_px: float) -> float:
-        """Share of the images' structure, at the worst height, that splines of this spacing cannot follow."""
-        worst = 1.0
-        for part, images in zip(self.stamps, self._images, strict=True):
-            # Seen in wide surroundings: a spline that spans them cannot follow an image within.
-            around = max(part.side_px, round(2 * node_px - part.side_px) // 2)
-            wide = np.pad(images.astype(float), ((0, 0), (around, around), (around, around)))
-            flat = wide.reshape(len(wide), -1)
-            centred = flat - flat.mean(axis=1, keepdims=True)
-            basis, _ = np.linalg.qr(smooth(wide.shape[1:], node_px).basis.astype(float))
-            left = centred - (centred @ basis) @ basis.T
-            worst = min(worst, float(((left**2).sum(axis=1) / (centred**2).sum(axis=1)).min()))
-        return worst
 
     def _gain(self, residual: Frames, variance: Frames) -> tuple[Frames, list[Frames]]:
         """(Z, H, W) gain, and brightness of each channel."""
