@@ -218,8 +218,7 @@ def test_a_psf_that_is_not_right_asks_for_no_emitters(stamps) -> None:
     )
     data = frame_of(other, truth, photons, shape, 11)
     counts = [
-        len(Refiner([stamps], Prior(Z), RefineOptions(model_error=error))(data, 0 * data, truth).emitters)
-        for error in (0.0, 0.15)
+        len(refiner_with(stamps, model_error=error)(data, 0 * data, truth).emitters) for error in (0.0, 0.15)
     ]
     assert counts[0] > 1
     assert counts[1] == 1
