@@ -43,8 +43,9 @@ def command(
 
     The commands appear under Plugins > SMLM Bridge after a restart of Fiji and call the Python that ran this.
     The models are packages of DeepImageJ, which also run without Python; they take raw counts, so give the
-    camera of the movies (see 'export'). A jar of one class lets ThunderSTORM run on Java 13 and newer. A list of what was written stays in DIR; a file that was changed
-    since is kept and named.
+    camera of the movies (see 'export'). A jar of one class lets ThunderSTORM run on Java 13 and newer.
+
+    A list of what was written stays in DIR; a file that was changed since is kept and named.
     """
     from smlm_bridge.io.fiji_install import install, script_files, uninstall
 

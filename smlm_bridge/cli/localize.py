@@ -274,6 +274,12 @@ class _Job:
             self.calibration,
             self.detect,
         )
+        network = recipe.tool.model
+        if self.detect is not None and network is not None and network.info.box_px is None:
+            raise UsageError(
+                "--detector and --detector-threshold are for fits and models of single emitters; "
+                f"'{recipe.tool.name}' finds emitters itself."
+            )
         known = recipe.tool.calibration.channels[0].camera
         with open_frames(recipe.inputs, frames=self.frames, roi=self.roi) as source:
             camera = camera_of(source, self.setup(known).camera or known)

@@ -378,6 +378,7 @@ def stand_in(plugins: Path, scratch: Path) -> None:
             jar.write(file, file.relative_to(scratch / "classes").as_posix())
 
 
+@pytest.mark.slow
 def test_windows_preview_table_picture_and_thunderstorm(fiji: Fiji, tmp_path: Path) -> None:
     if shutil.which("xvfb-run") is None:
         pytest.skip("there is no Xvfb here (Debian: xvfb)")
