@@ -1,6 +1,7 @@
 """What goes wrong in long runs: kills, full disks, damaged movies, lost schedulers; no row is lost or doubled."""
 
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -70,7 +71,14 @@ def parts_of(output: Path) -> list[str]:
 def started(movie: Path, output: Path, *more: str) -> Iterator["subprocess.Popen[str]"]:
     """A run of its own that has written its first parts when this returns."""
     command = [*PROGRAM, *arguments(movie, output, "--block-frames", "1", "--progress", "jsonl", *more)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # What a shell starts in the background ignores Ctrl-C, and so would what the tests start.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stderr is not None
         try:
             for line in process.stderr:

@@ -40,7 +40,8 @@ def test_every_package_is_listed(project: dict[str, Any]) -> None:
     models = [
         f"smlm_bridge.models.{folder.name}" for folder in (ROOT / "models").iterdir() if folder.is_dir()
     ]
-    beside = ["smlm_bridge.fiji_scripts", "smlm_bridge.models", *models]
+    scripts = [f"smlm_bridge.fiji_scripts{part}" for part in ("", ".macros", ".scripts", ".scripts.Plugins")]
+    beside = [*scripts, "smlm_bridge.models", *models]
     assert sorted(listed) == sorted([*names, *beside])
 
 
