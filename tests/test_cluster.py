@@ -61,6 +61,21 @@ def test_the_table_does_not_depend_on_the_processes(recipe, whole, tmp_path) -> 
     assert steps[-1] == (7, 7)
 
 
+def test_local_processes_listen_on_this_machine_only() -> None:
+    pytest.importorskip("distributed")
+    psutil = pytest.importorskip("psutil")
+    with engine("2"):
+        here = psutil.Process()
+        found = [
+            connection.laddr.ip
+            for process in (here, *here.children(recursive=True))
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    assert len(found) >= 3
+    assert set(found) <= {"127.0.0.1", "::1"}
+
+
 def test_shards_make_the_same_table(recipe, whole, tmp_path) -> None:
     with engine(None) as running:
         for index in (3, 1, 2):

@@ -21,6 +21,7 @@ from smlm_bridge.io.parts import PartStore, read_manifest
 
 _LOG = logging.getLogger(__name__)
 
+_HERE_ONLY = "127.0.0.1:0"
 _TIMEOUT_S = 30
 _RETRIES = 2
 _DEFAULT_JOBS = 8
@@ -111,7 +112,9 @@ def local(count: int) -> Iterator[Dask]:
             n_workers=count,
             threads_per_worker=1,
             host="127.0.0.1",
-            dashboard_address=None,
+            # Even without a dashboard dask serves its state: on this machine only, at any port.
+            dashboard_address=_HERE_ONLY,
+            worker_dashboard_address=_HERE_ONLY,
             local_directory=folder,
             memory_limit=None,
             silence_logs=logging.CRITICAL,
