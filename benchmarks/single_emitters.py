@@ -1,7 +1,7 @@
 """Fits of single emitters against the bound, beside Picasso on the same boxes and frames in the same run.
 
     python benchmarks/single_emitters.py [--part NAME ...] [--emitters 2000] [--repeats 5]
-        [--picasso-python PYTHON] [--figure OUT.png]
+        [--picasso-python PYTHON]
 
 Parts: ``2d`` (Gaussian, 7x7), ``3d`` (astigmatism, cubic spline, 13x13), ``detection`` (256x256 frames), ``crlb``
 (vectorial pupil; Poisson, sCMOS, EMCCD; 10 000 images a point). CPU seconds are of one thread, the median of the
