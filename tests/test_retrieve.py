@@ -299,11 +299,47 @@ def test_squares_and_their_gradient(threshold: float | None) -> None:
     data = bead_data(photons, threshold, focus, travel)
     data = replace(data, weights=0.5 + torch.rand(2, 15, 17, generator=torch.Generator().manual_seed(2)))
     worse = (images * (1 + 0.3 * torch.sin(torch.arange(17.0)))).requires_grad_()
-    got = Chi2.apply(worse, data.photons, data.weights, data.threshold)
+    got = Chi2.apply(worse, data.photons, data.weights, data.threshold, 0.0)
     want = (data.weights * residuals(worse, data).square()).sum()
     torch.testing.assert_close(got, want, rtol=1e-4, atol=0.0)
     ours, plain = (torch.autograd.grad(value, worse)[0] for value in (got, want))
     torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
+
+
+def test_zeros_below_a_threshold_are_a_probability() -> None:
+    """Against torch's normal distribution, at the photons that minimise it; unbiased where squares are not."""
+    model, p = parameters()
+    focus = torch.linspace(-400, 400, 6)
+    images = model.images(p, focus, torch.zeros(6)).detach()
+    sigma, threshold = 6.0, 15.0
+    noise = sigma * torch.randn(images.shape, generator=torch.Generator().manual_seed(5))
+    counts = 3000.0 * images + noise
+    photons = torch.where(counts < threshold, 0.0, counts)
+
+    def least(trial: torch.Tensor, dispersion: float) -> tuple[float, torch.Tensor]:
+        trial = trial.clone().requires_grad_()
+        weights, limits = torch.full_like(photons, dispersion / sigma**2), torch.full((6,), threshold)
+        value = Chi2.apply(trial, photons, weights, limits, dispersion)
+        return float(value.detach()), torch.autograd.grad(value, trial)[0]
+
+    def reference(amounts: torch.Tensor, trial: torch.Tensor) -> torch.Tensor:
+        expected = amounts[:, None, None] * trial
+        zeros = -2 * torch.special.log_ndtr((threshold - expected) / sigma)
+        return torch.where(photons > 0, ((photons - expected) / sigma).square(), zeros).sum((1, 2))
+
+    trial = (images * (1 + 0.2 * torch.cos(torch.arange(17.0)))).double().requires_grad_()
+    grid = torch.linspace(2500, 3500, 501, dtype=torch.float64)
+    best = grid[torch.stack([reference(a.expand(6), trial.detach()) for a in grid]).argmin(0)]
+    want = reference(best, trial).sum()
+    value, gradient = least(trial.detach().float(), 2.0)
+    assert value == pytest.approx(2.0 * float(want.detach()), rel=1e-4)
+    slope = 2.0 * torch.autograd.grad(want, trial)[0].float()
+    torch.testing.assert_close(gradient, slope, rtol=0.02, atol=2e-3 * float(slope.abs().max()))
+    # Ten per cent more or less light in the model is the same model: photons take it up.
+    assert least(1.1 * images, 2.0)[0] == pytest.approx(least(images, 2.0)[0], rel=1e-4)
+    far = least(images * 1e3 * torch.eye(15, 17), 2.0)  # where the tail underflows
+    assert np.isfinite(far[0])
+    assert torch.isfinite(far[1]).all()
 
 
 @pytest.mark.parametrize("threshold", [None, 5.0])

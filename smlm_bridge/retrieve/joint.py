@@ -16,6 +16,7 @@ _SLICES = 8  # of each further bead, to find its place
 _FOCUS_STEPS_NM = np.arange(-600.0, 601.0, 150.0)
 _PLACE_ITERATIONS = 15
 _OUTLIER_MADS, _OUTLIER_RATIO = 5.0, 1.5
+_NEAR_THRESHOLD = (2.0, 4.0)
 _POISSON_DISPERSION = 1.2  # residuals this close to the noise leave no model error to allow for
 
 
@@ -88,13 +89,17 @@ def reweighted(model: BeadModel, p: Parameters, problem: Problem) -> BeadData:
 
     The minimum of squares over mu + v, renewed as mu changes, is where the likelihood of Poisson counts with
     read variance v (Huang 2013) has its maximum. What the model cannot explain is allowed for by a floor
-    relative to the peak, as large as the residuals ask; a thresholded stack lost the background that its noise
-    came from and keeps its weights.
+    relative to the peak, as large as the residuals ask. A thresholded stack lost the background that its noise
+    came from and keeps its weights; the pixels whose model is a few thresholds, few of which were lost, tell
+    how much they are out.
     """
     data = problem.data
-    if data.threshold is not None:
-        return data
     images = all_images(model, p, data)
+    if data.threshold is not None:
+        chi2 = data.kept_weights * residuals(images, data).square()
+        bright = (linear_fit(images, data)[0] / data.threshold)[:, None, None] * images
+        near = (data.kept_weights > 0) & (bright > _NEAR_THRESHOLD[0]) & (bright < _NEAR_THRESHOLD[1])
+        return replace(data, dispersion=float(chi2[near].mean()) if near.any() else 0.0)
     photons, background = linear_fit(images, data)
     expected = (photons[:, None, None] * images + background[:, None, None]).clamp_min(0)
     excess = problem.camera.excess_noise_factor

@@ -2,8 +2,8 @@
 
 Photons and background of every slice enter linearly and are solved for inside each evaluation (variable
 projection, Golub & Pereyra 1973). At that minimum the loss does not depend on them to first order, so they
-carry no gradient. Pixels that somebody set to zero below a threshold are censored: they only say that the
-model should not exceed the threshold (Tobin 1958, in its least-squares form).
+carry no gradient. Pixels that somebody set to zero below a threshold are censored: they say that the value was
+below the threshold (Tobin 1958), and before the noise is known, that the model is (see ``chi2``).
 """
 
 import math
@@ -43,6 +43,8 @@ class BeadData:
         Known x, y jitter of the stage.
     bead : (E,)
         Number of the bead that a slice shows.
+    dispersion
+        Of thresholded data: the residuals' variance times the weight; 0 as long as it is not known.
     """
 
     photons: Tensor
@@ -52,6 +54,7 @@ class BeadData:
     travel: Tensor
     shift_nm: Tensor
     bead: Tensor
+    dispersion: float = 0.0
 
     def at(self, indices: Sequence[int]) -> "BeadData":
         """Only these slices."""
@@ -64,6 +67,7 @@ class BeadData:
             self.travel[i],
             self.shift_nm[i],
             self.bead[i],
+            self.dispersion,
         )
 
     def of(self, beads: Sequence[int]) -> "BeadData":
@@ -119,6 +123,7 @@ def joined(parts: Sequence[BeadData]) -> BeadData:
         torch.cat([part.travel for part in parts]),
         torch.cat([part.shift_nm for part in parts]),
         torch.cat([part.bead for part in parts]),
+        max(part.dispersion for part in parts),
     )
 
 
@@ -166,7 +171,7 @@ def residuals(images: Tensor, data: BeadData) -> Tensor:
 def misfit(model: BeadModel, p: Parameters, data: BeadData) -> Tensor:
     """Weighted squared residuals relative to the weighted data: 0 is perfect, 1 is no model at all."""
     images = model.images(p, data.focus_nm, data.travel, data.shift_nm, data.bead)
-    chi2: Tensor = Chi2.apply(images, data.photons, data.weights, data.threshold)
+    chi2: Tensor = Chi2.apply(images, data.photons, data.weights, data.threshold, data.dispersion)
     return chi2 / data.scale
 
 
