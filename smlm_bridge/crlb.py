@@ -242,89 +242,6 @@ def bound_of(information: Tensor) -> Tensor:
     return bound
 
 
-@dataclass(frozen=True)
-class Channel:
-    """One of several views of an emitter: another camera, or another part of one.
-
-    Parameters
-    ----------
-    psf, camera
-        Of the channel.
-    transform : 2 x 3
-        Affine map of x, y (nm) of the first channel's window into this one's: (A | t); the first channel has
-        the identity.
-    photon_share
-        Share of all photons of the emitter that this channel detects; they sum to 1 over the channels.
-    background
-        Per pixel, photo-electrons; each channel's is estimated by itself.
-    """
-
-    psf: PSF
-    camera: Camera
-    photon_share: float
-    background: float
-    transform: tuple[tuple[float, float, float], tuple[float, float, float]] = ((1, 0, 0), (0, 1, 0))
-
-
-def channel_parameters(channels: int, *, free_ratio: bool = False) -> tuple[str, ...]:
-    """Names of the parameters of ``crlb_channels``."""
-    each = range(1, channels + 1)
-    photons = tuple(f"photons_{c}" for c in each) if free_ratio else ("photons",)
-    return ("x_nm", "y_nm", "z_nm", *photons, *(f"background_{c}" for c in each))
-
-
-def crlb_channels(
-    channels: Sequence[Channel],
-    xyz_nm: Tensor,
-    photons: Tensor,
-    *,
-    shape: tuple[int, int],
-    free_ratio: bool = False,
-    exact_emccd: bool = False,
-) -> Tensor:
-    """(E, P) lowest standard deviations when channels are fitted together, by ``channel_parameters``.
-
-    Parameters
-    ----------
-    channels
-        One or more.
-    xyz_nm : (E, 3), photons : (E,)
-        Emitters in the first channel's window, and their photons in all channels together.
-    shape
-        Rows and columns of each channel's window.
-    free_ratio
-        Whether the photons of each channel are unknown (colour from the ratio), or only their sum.
-    exact_emccd
-        As for ``fisher``.
-
-    Raises
-    ------
-    InputRejected
-        If the shares do not sum to 1, or as ``crlb``.
-    """
-    shares = [channel.photon_share for channel in channels]
-    if not channels or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise InputRejected(f"photon shares {shares} of the channels must not be negative and sum to 1.")
-    names = channel_parameters(len(channels), free_ratio=free_ratio)
-    total = torch.zeros(len(xyz_nm), len(names), len(names), dtype=torch.float64, device=xyz_nm.device)
-    for number, channel in enumerate(channels):
-        affine = torch.tensor(channel.transform, dtype=xyz_nm.dtype, device=xyz_nm.device)
-        there = torch.cat([xyz_nm[:, :2] @ affine[:, :2].T + affine[:, 2], xyz_nm[:, 2:]], dim=1)
-        light = photons * channel.photon_share
-        information = fisher(
-            channel.psf, channel.camera, there, light, torch.full_like(light, channel.background),
-            shape=shape, exact_emccd=exact_emccd,
-        )  # fmt: skip
-        # Derivatives of this channel's own parameters by the common ones.
-        jacobian = information.new_zeros(len(PARAMETERS), len(names))
-        jacobian[:2, :2] = affine[:, :2]
-        jacobian[2, 2] = 1.0
-        jacobian[3, 3 + number * free_ratio] = 1.0 if free_ratio else channel.photon_share
-        jacobian[4, len(names) - len(channels) + number] = 1.0
-        total += jacobian.T @ information @ jacobian
-    return bound_of(total)
-
-
 def crlb_table(
     psf: PSF,
     camera: Camera,
@@ -357,29 +274,42 @@ def crlb_table(
     DataFrame with ``z_nm``, ``photons`` if several were given, and ``sigma_`` of each of ``unknowns.names``
     (``sigma_x_nm``, ``sigma_y_nm``, ``sigma_z_nm``, ``sigma_photons``, ``sigma_background``); z runs fastest.
     """
+    camera = middle_of(camera, size_px)
+    rows, xyz, light = table_rows(
+        z_nm, photons, background, middle_nm=size_px / 2 * psf.pixel_nm, device=device
+    )
+    bound = crlb(
+        psf, camera, xyz, light, torch.full_like(light, background),
+        shape=(size_px, size_px), unknowns=unknowns, exact_emccd=exact_emccd,
+    ).cpu().numpy()  # fmt: skip
+    names = (unknowns or Unknowns()).names
+    return rows.assign(**{f"sigma_{name}": bound[:, i] for i, name in enumerate(names)})
+
+
+def table_rows(
+    z_nm: Sequence[float],
+    photons: float | Sequence[float],
+    background: float,
+    *,
+    middle_nm: float,
+    device: torch.device | str,
+) -> tuple[pd.DataFrame, Tensor, Tensor]:
+    """Rows of a table over z and, where several are given, photons; positions (E, 3) and photons (E,)."""
     several = not isinstance(photons, int | float)
     brightness = np.atleast_1d(np.asarray(photons, dtype=float))
     if not brightness.size or brightness.min() <= 0 or background < 0:
         raise InputRejected(f"photons {photons} must be above 0 and background {background:g} not below 0.")
-    camera = _middle(camera, size_px)
     heights = np.asarray(z_nm, dtype=float)
     rows = pd.DataFrame(
         {"z_nm": np.tile(heights, len(brightness)), "photons": np.repeat(brightness, len(heights))}
     )
     light = torch.tensor(rows["photons"].tolist(), dtype=torch.float64, device=device)
-    xyz = torch.full((len(rows), 3), size_px / 2 * psf.pixel_nm, dtype=torch.float64, device=device)
+    xyz = torch.full((len(rows), 3), middle_nm, dtype=torch.float64, device=device)
     xyz[:, 2] = torch.tensor(rows["z_nm"].tolist())
-    bound = crlb(
-        psf, camera, xyz, light, torch.full_like(light, background),
-        shape=(size_px, size_px), unknowns=unknowns, exact_emccd=exact_emccd,
-    ).cpu().numpy()  # fmt: skip
-    if not several:
-        rows = rows.drop(columns="photons")
-    names = (unknowns or Unknowns()).names
-    return rows.assign(**{f"sigma_{name}": bound[:, i] for i, name in enumerate(names)})
+    return (rows if several else rows.drop(columns="photons")), xyz, light
 
 
-def _middle(camera: Camera, size_px: int) -> Camera:
+def middle_of(camera: Camera, size_px: int) -> Camera:
     """The camera of a window in the middle of its maps."""
     maps = {
         name: getattr(camera, name)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -107,6 +107,18 @@ class Transform:
         """Of the polynomials; 0 where the number of coefficients fits none."""
         counts = {_terms(degree): degree for degree in range(1, MAX_DEGREE + 1)}
         return counts.get(len(self.coefficients), 0)
+
+    def between(self, corner_nm: tuple[float, float]) -> "Transform":
+        """The same for positions from ``corner_nm`` (x, y) in either channel: for a region cut from both."""
+        corner = np.asarray(corner_nm, dtype=np.float64)
+        coefficients = self.coefficients.copy()
+        coefficients[0] -= corner
+        x, y = (float(value) for value in np.asarray(self.centre_nm) - corner)
+        return replace(self, coefficients=coefficients, centre_nm=(x, y))
+
+    def slopes(self, xy_nm: ArrayLike) -> FloatArray:
+        """(N, 2, 2) derivatives at positions (N, 2) of channel 1: rows by coordinate, columns by x and y."""
+        return self._map(_positions(xy_nm))[1]
 
     def apply(self, xy_nm: ArrayLike) -> FloatArray:
         """Positions (N, 2) of channel 1, x before y, in channel 2."""

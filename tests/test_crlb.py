@@ -9,24 +9,24 @@ import torch
 from smlm_bridge.camera import Camera
 from smlm_bridge.crlb import (
     PARAMETERS,
-    Channel,
     Extra,
     Unknowns,
-    channel_parameters,
     crlb,
-    crlb_channels,
     crlb_table,
     derivatives,
     differentiated,
     fisher,
 )
+from smlm_bridge.crlb_channels import Channel, channel_parameters, crlb_channels, crlb_channels_table
 from smlm_bridge.errors import InputRejected
+from smlm_bridge.fit import AstigmaticSpot, Channels, fit_boxes
 from smlm_bridge.optics.gaussian import Gaussian
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.propagate import pupil_field
 from smlm_bridge.optics.pupil import Pupil
 from smlm_bridge.psf.gaussian import GaussianPSF
 from smlm_bridge.psf.pupil_psf import PupilPSF
+from smlm_bridge.transform import Transform
 
 POISSON, SCMOS, EMCCD = Camera(), Camera(read_noise_e=1.6), Camera(em_gain=300.0)
 SIDE, PIXEL = 21, 110.0
@@ -227,6 +227,71 @@ def test_an_unknown_ratio_of_photons_costs_precision(psf: PupilPSF) -> None:
     assert len(free) == len(known) + 1
     with pytest.raises(InputRejected, match="sum to 1"):
         crlb_channels([channel(psf, 0.7)], at(0, 0, 300), tensor(2000.0), shape=(SIDE, SIDE))
+
+
+def test_channels_have_aberrations_of_their_own_and_share_a_colour(psf: PupilPSF) -> None:
+    from smlm_bridge.psf.spectrum import spectral_psf
+
+    optics = dataclasses.replace(OPTICS, focus_nm=300.0, pixel_integration=True)
+
+    def coloured(wavelength_nm: float) -> object:
+        return spectral_psf(optics, Pupil.flat(48, {6: 0.6}), {wavelength_nm: 1.0}, dtype=torch.float64)
+
+    colour = Extra("wavelength_nm", coloured, 670.0, 0.5)
+    unknowns = [Unknowns((5,), (colour,)), Unknowns((6,), (colour,))]
+    names = channel_parameters(2, unknowns=unknowns)
+    assert names[-3:] == ("zernike_5_rad_1", "zernike_6_rad_2", "wavelength_nm")
+    place, light = at(20, -15, 300), tensor(4000.0)
+    channels = [dataclasses.replace(channel(psf, 0.5), unknowns=own) for own in unknowns]
+    more = crlb_channels(channels, place, light, shape=(SIDE, SIDE))[0]
+    fewer = crlb_channels([channel(psf, 0.5)] * 2, place, light, shape=(SIDE, SIDE))[0]
+    assert (more[:6] >= fewer - 1e-9).all()
+    # One channel alone tells less of the colour that both share.
+    alone = crlb(
+        psf,
+        POISSON,
+        place,
+        tensor(2000.0),
+        tensor(20.0),
+        shape=(SIDE, SIDE),
+        unknowns=Unknowns((5,), (colour,)),
+    )[0]
+    assert float(more[-1]) < 0.9 * float(alone[-1])
+    one = crlb_channels(
+        [dataclasses.replace(channel(psf, 1.0), unknowns=unknowns[0])],
+        place,
+        tensor(2000.0),
+        shape=(SIDE, SIDE),
+    )[0]
+    torch.testing.assert_close(one, alone)
+
+
+def test_fits_of_two_channels_reach_the_bound_of_both() -> None:
+    """Biplane, the second channel mirrored, magnified and brighter: the same joint fit that localize makes."""
+    planes = [Gaussian((130.0, 130.0), (z, z), (350.0, 350.0)) for z in (100.0, 500.0)]
+    side, count, photons, ratio = 15, 3000, 4000.0, 1.5
+    psfs = [GaussianPSF(plane, PIXEL) for plane in planes]
+    matrix, shares = ((-1.02, 0.0), (0.0, 1.0)), (1 / (1 + ratio), ratio / (1 + ratio))
+    middle = side / 2 * PIXEL
+    transform = Transform.affine(matrix, (middle * 2.02, 0.0))
+    place = tensor(middle, middle, 250.0)[None]
+    draw = np.random.default_rng(4)
+    boxes = np.stack(
+        [draw.poisson(photons * s * p.images(place, (side, side)).numpy() + 10, (count, side, side))
+         for p, s in zip(psfs, shares, strict=True)], axis=1,
+    ).astype(np.float32)  # fmt: skip
+    spots = tuple(AstigmaticSpot(plane, PIXEL, (0.0, 600.0)) for plane in planes)
+    fitted = fit_boxes(boxes, np.zeros((count, 2, 2), int), Channels((spots[0], spots[1]), transform, ratio))
+    there = tuple((row[0], row[1], 0.0) for row in matrix)
+    channels = [
+        Channel(psfs[0], POISSON, shares[0], 10.0),
+        Channel(psfs[1], POISSON, shares[1], 10.0, there),  # type: ignore[arg-type]
+    ]
+    table = crlb_channels_table(channels, z_nm=[250.0], photons=photons, size_px=side)
+    wanted = table[["sigma_x_nm", "sigma_y_nm", "sigma_z_nm", "sigma_photons"]].to_numpy()[0]
+    assert fitted.ok.mean() > 0.99
+    np.testing.assert_allclose(fitted.values[fitted.ok, :4].std(0) / wanted, 1.0, atol=0.05)
+    np.testing.assert_allclose(np.median(fitted.bounds[fitted.ok, :4], 0) / wanted, 1.0, atol=0.03)
 
 
 def test_table_over_photons(psf: PupilPSF) -> None:

@@ -1,7 +1,9 @@
 """``crlb``: the best possible precision of a calibration over z and photons."""
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,10 +14,14 @@ from smlm_bridge.errors import InputRejected, UsageError
 
 if TYPE_CHECKING:
     from smlm_bridge.calibration import Calibration
+    from smlm_bridge.camera import Camera
     from smlm_bridge.crlb import Unknowns
+    from smlm_bridge.crlb_channels import Channel
+    from smlm_bridge.pair import PairCalibration
     from smlm_bridge.psf.protocol import PSF
 
 WAVELENGTH_STEP_NM = 0.5
+LARGEST_PUPIL_ERROR = 0.1
 DEFAULT_HEIGHTS = 41
 
 
@@ -40,6 +46,8 @@ DEFAULT_HEIGHTS = 41
 @click.option("--unknown-zernike", type=click.IntRange(min=2), multiple=True, metavar="NOLL",
               help="An aberration (Noll index) that is estimated too; may be repeated.")  # fmt: skip
 @click.option("--unknown-wavelength", is_flag=True, help="The emission wavelength is estimated too.")
+@click.option("--unknown-ratio", is_flag=True,
+              help="Of two channels: the photons of each are estimated (colour), not their sum.")  # fmt: skip
 @setup_options(optics=False)
 def command(
     run: Run,
@@ -54,6 +62,7 @@ def command(
     exact_emccd: bool,
     unknown_zernike: tuple[int, ...],
     unknown_wavelength: bool,
+    unknown_ratio: bool,
     setup: SetupReader,
 ) -> Summary:
     """Compute the Cramér-Rao bound of CAL for an emitter in the middle of a window.
@@ -61,6 +70,9 @@ def command(
     No unbiased estimator is more precise; x, y, z, photons and background are estimated together. With
     --photons A:B:S the table runs over photons too. Of --setup
     only [camera] is read; options of the camera win over the calibration's.
+
+    CAL of two channels (see join): the bound of both fitted together. Photons are those of both channels,
+    sigma_background is that of channel 1 and sigma_background_2 that of channel 2.
     """
     run.outputs(output, plot)
     if min(photons) <= 0:
@@ -69,24 +81,39 @@ def command(
 
     from smlm_bridge._optional import require
     from smlm_bridge.io.atomic import atomic_output
-    from smlm_bridge.io.calibration import load_calibration
+    from smlm_bridge.io.calibration import load_channels
 
     torch = require("torch", extra="train")
     from smlm_bridge.crlb import crlb_table
+    from smlm_bridge.crlb_channels import crlb_channels_table
+    from smlm_bridge.pair import PairCalibration
 
-    known = load_calibration(calibration)
-    heights = z_nm or tuple(float(z) for z in np.linspace(*known.z_range_nm, DEFAULT_HEIGHTS))
-    table = crlb_table(
-        known.psf(device=run.device, dtype=torch.float64),
-        setup(known.camera).camera or known.camera,
-        z_nm=heights,
-        photons=photons if len(photons) > 1 else photons[0],
-        background=background,
-        size_px=window_px,
-        device=run.device,
-        unknowns=_unknowns(known, unknown_zernike, wavelength=unknown_wavelength, device=run.device),
-        exact_emccd=exact_emccd,
-    )
+    known = load_channels(calibration)
+    if unknown_ratio and not isinstance(known, PairCalibration):
+        raise UsageError(
+            "--unknown-ratio is for the calibration of two channels (see join); this one has one."
+        )
+    grid: dict[str, Any] = {
+        "z_nm": z_nm or tuple(float(z) for z in np.linspace(*known.z_range_nm, DEFAULT_HEIGHTS)),
+        "photons": photons if len(photons) > 1 else photons[0],
+        "size_px": window_px,
+        "device": run.device,
+        "exact_emccd": exact_emccd,
+    }
+    parts = [
+        (
+            channel.psf(device=run.device, dtype=torch.float64),
+            setup(channel.camera).camera or channel.camera,
+            _unknowns(channel, unknown_zernike, wavelength=unknown_wavelength, device=run.device),
+        )
+        for channel in known.channels
+    ]
+    if isinstance(known, PairCalibration):
+        seen = channels_of(known, parts, background=background)
+        table = crlb_channels_table(seen, free_ratio=unknown_ratio, **grid)
+    else:
+        psf, camera, unknowns = parts[0]
+        table = crlb_table(psf, camera, background=background, unknowns=unknowns, **grid)
     if output is not None:
         with atomic_output(output, overwrite=run.overwrite) as temporary:
             table.to_csv(temporary, index=False)
@@ -95,8 +122,56 @@ def command(
 
         with atomic_output(plot, overwrite=run.overwrite) as temporary:
             temporary.write_bytes(crlb_plot_png(table))
-    values = {str(name): table[name].tolist() for name in table}
+    errors = _pupil_errors(known, window_px)
+    values = {**{str(name): table[name].tolist() for name in table}, "pupil_error": errors}
     return Summary(values, table.round(3).to_string(index=False))
+
+
+def _pupil_errors(known: "Calibration | PairCalibration", window_px: int) -> list[float | None]:
+    """Of each channel, how far images of its pupil are from those of twice the samples; told if it is much."""
+    from smlm_bridge.psf.sampling import sampling_error
+
+    errors: list[float | None] = []
+    for channel in known.channels:
+        if channel.pupil is None:
+            errors.append(None)
+            continue
+        error = sampling_error(
+            channel.optics, channel.pupil, window_px=window_px, z_range_nm=channel.z_range_nm
+        )
+        errors.append(error)
+        if error > LARGEST_PUPIL_ERROR:
+            warnings.warn(
+                f"the pupil's {channel.pupil.phase_rad.shape[0]} samples are few for {window_px} px over z "
+                f"{channel.z_range_nm[0]:.0f} to {channel.z_range_nm[1]:.0f} nm: images change by "
+                f"{100 * error:.1f} % with twice as many. Take a smaller --window-px, or a calibration with more "
+                "samples.",
+                stacklevel=2,
+            )
+    return errors
+
+
+def channels_of(
+    known: "Calibration | PairCalibration",
+    parts: "Sequence[tuple[PSF, Camera, Unknowns]]",
+    *,
+    background: float,
+) -> "list[Channel]":
+    """The channels, those of a pair as they see an emitter in the middle of where the transform was made."""
+    from smlm_bridge.crlb_channels import Channel
+    from smlm_bridge.pair import PairCalibration
+
+    if not isinstance(known, PairCalibration):
+        psf, camera, unknowns = parts[0]
+        return [Channel(psf, camera, 1.0, background, unknowns=unknowns)]
+    slopes = known.transform.slopes([known.transform.centre_nm])[0]
+    there = (float(slopes[0, 0]), float(slopes[0, 1]), 0.0), (float(slopes[1, 0]), float(slopes[1, 1]), 0.0)
+    second = known.photon_ratio / (1 + known.photon_ratio)
+    (psf1, camera1, unknowns1), (psf2, camera2, unknowns2) = parts
+    return [
+        Channel(psf1, camera1, 1 - second, background, unknowns=unknowns1),
+        Channel(psf2, camera2, second, background, there, unknowns2),
+    ]
 
 
 def _unknowns(

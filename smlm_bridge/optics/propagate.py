@@ -11,10 +11,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.optics.dipole import Dipole
+from smlm_bridge.optics.folded import folded_lines, folded_rings
 from smlm_bridge.optics.interface import cosine, cosine_immersion, scalar_amplitude, slip_phase, transmission
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.pupil import Pupil
@@ -66,6 +68,21 @@ class PupilField:
     def lines(self) -> Tensor:
         """(N, F, N) the fields line by line, y first."""
         return self._of_base("_lines", lambda base: base.transpose(0, 1).contiguous())
+
+    @property
+    def folded_lines(self) -> Tensor:
+        """(4, 2, F, h, h) the fields for ``folded.folded_intensity``."""
+        return self._of_base("_folded_lines", folded_lines)
+
+    @cached_property
+    def period_nm(self) -> float:
+        """Distance after which the image repeats, as samples of a pupil make it do."""
+        return 2 * math.pi / abs(float(self.k_axis_per_nm[1] - self.k_axis_per_nm[0]))
+
+    @cached_property
+    def folded_rings(self) -> NDArray[np.int64]:
+        """(h, h) likewise the ring of each sample of a quadrant."""
+        return folded_rings(self._rings.index)
 
     @property
     def _ring_power(self) -> Tensor:
@@ -213,6 +230,12 @@ def phasors(field: PupilField, z_nm: Tensor, focus_nm: Tensor | float | None = N
     Heights below the coverslip would make evanescent waves grow: the part below is propagated as if it were
     in the immersion medium (FD-DeepLoc, Fu et al. 2023, treats it the same way).
     """
+    n = field.k_axis_per_nm.numel()
+    return ring_phasors(field, z_nm, focus_nm).index_select(1, field._rings.index).view(-1, n, n)
+
+
+def ring_phasors(field: PupilField, z_nm: Tensor, focus_nm: Tensor | float | None = None) -> Tensor:
+    """(E, U) the same for the rings of samples at one distance from the axis."""
     if focus_nm is None:
         focus_nm = field.focus_nm
     focus = torch.as_tensor(focus_nm, dtype=z_nm.dtype, device=z_nm.device).expand(z_nm.shape)
@@ -223,8 +246,7 @@ def phasors(field: PupilField, z_nm: Tensor, focus_nm: Tensor | float | None = N
     real = ring.kz_sample.real * above + ring.kz_immersion * (below - focus[:, None])
     # Cut at e^-40, far below what a camera sees: denormal numbers would cost a factor of ten.
     decay = torch.exp((-ring.kz_sample.imag * above).clamp_min(-40.0))
-    n = field.k_axis_per_nm.numel()
-    return torch.polar(decay, real).index_select(1, ring.index).view(-1, n, n)
+    return torch.polar(decay, real)
 
 
 def axial_wave_vectors(field: PupilField, z_nm: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.optics.dipole import Dipole
+from smlm_bridge.optics.folded import FoldedWaves, folded_intensity
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.propagate import (
     PupilField,
@@ -18,6 +20,7 @@ from smlm_bridge.optics.propagate import (
     image_field,
     phasors,
     pupil_field,
+    ring_phasors,
     sum_of_products,
     waves,
 )
@@ -117,23 +120,37 @@ class PupilPSF:
         return torch.cat(fractions), torch.cat(slopes)
 
     def _images(self, xyz_nm: Tensor, window: "_Window", part: slice) -> Tensor:
-        image = image_field(columns_of(self._pupils(xyz_nm, window), window.kx), window.ky)
+        away = window.middle_nm - xyz_nm[:, :2]
+        if self._radial and is_plain(self.field.base, xyz_nm):
+            rings = ring_phasors(self.field, xyz_nm[:, 2])
+            squared = folded_intensity(
+                self.field.folded_lines, self.field.folded_rings, rings, away, window.along_y, window.along_x
+            )
+        else:
+            image = image_field(columns_of(self._pupils(xyz_nm, away), window.kx), window.ky)
+            squared = sum_of_products(image, image)
         power, _ = self.field.power_at(xyz_nm[:, 2])
-        density = sum_of_products(image, image) * (density_scale(self.field) / power)[:, None, None]
-        return window.onto_pixels(density, part)
+        squared = window.without_repeats(squared, away)
+        return window.onto_pixels(squared, part) * (density_scale(self.field) / power)[:, None, None]
 
-    def _pupils(self, xyz_nm: Tensor, window: "_Window") -> Tensor:
+    @property
+    def _radial(self) -> bool:
+        """Whether emitters differ by factors alone that depend on the distance from the pupil's middle."""
+        return True
+
+    def _pupils(self, xyz_nm: Tensor, away_nm: Tensor) -> Tensor:
         """(E, N, F, N) pupils that bring the emitters to their places in the window."""
         factor = phasors(self.field, xyz_nm[:, 2])
-        away = window.middle_nm - xyz_nm[:, :2]
-        to_x, to_y = (waves(self.field, away[:, i, None])[:, 0] for i in (0, 1))
+        to_x, to_y = (waves(self.field, away_nm[:, i, None])[:, 0] for i in (0, 1))
         factor = factor * to_y[:, :, None] * to_x[:, None, :]
         return self.field.lines * factor[:, :, None]
 
     def _derivatives(
         self, xyz_nm: Tensor, window: "_Window", part: slice, maps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        pupils, ky, kx = self._pupils(xyz_nm, window), window.ky, window.kx
+        away = window.middle_nm - xyz_nm[:, :2]
+        pupils = self._pupils(xyz_nm, away)
+        ky, kx = window.ky, window.kx
         slope = -1j * self.field.k_axis_per_nm  # of a plane wave as the emitter moves along its axis
         columns = columns_of(pupils, kx)
         image = image_field(columns, ky)
@@ -151,6 +168,7 @@ class PupilPSF:
         by_z = through(axial_wave_vectors(self.field, xyz_nm[:, 2]))
         by_z = by_z - density * (power_slope / power)[:, None, None]
         slopes = [by_x, by_y, by_z, *(through(1j * zernike[None]) for zernike in maps)]
+        density, *slopes = (window.without_repeats(values, away) for values in (density, *slopes))
         stacked = torch.stack([window.onto_pixels(change, part) for change in slopes], dim=1)
         return window.onto_pixels(density, part), stacked
 
@@ -158,7 +176,8 @@ class PupilPSF:
 class _Window:
     """How a window of pixels is sampled: at their centres, or on a finer grid that is filtered onto them.
 
-    ``kx`` (Q, N) and ``ky`` (P, N) are the waves that lead from the pupil to the samples, about ``middle_nm``.
+    ``kx`` (Q, N) and ``ky`` (P, N) are the waves that lead from the pupil to the samples, about ``middle_nm``;
+    ``along_x`` and ``along_y`` the same by parity.
     """
 
     def __init__(self, psf: PupilPSF, shape: tuple[int, int], xyz_nm: Tensor, blur_nm: Tensor | None) -> None:
@@ -169,7 +188,49 @@ class _Window:
         plain = not psf.integrate and psf.blur_nm == 0.0 and blur_nm is None
         if self._count and not plain:
             self._filter(xyz_nm, blur_nm)
-        self.kx, self.ky = (waves(psf.field, self._points(axis, xyz_nm)) for axis in (0, 1))
+
+    @cached_property
+    def along_x(self) -> FoldedWaves:
+        """Waves from the pupil to the samples along x, by parity."""
+        return FoldedWaves.of(self._psf.field.k_axis_per_nm, *self._samples(0))
+
+    @cached_property
+    def along_y(self) -> FoldedWaves:
+        """Likewise along y."""
+        return FoldedWaves.of(self._psf.field.k_axis_per_nm, *self._samples(1))
+
+    @cached_property
+    def kx(self) -> Tensor:
+        """(Q, N) waves from the pupil to the samples along x."""
+        return self._waves(0)
+
+    @cached_property
+    def ky(self) -> Tensor:
+        """(P, N) likewise along y."""
+        return self._waves(1)
+
+    def _waves(self, axis: int) -> Tensor:
+        return waves(self._psf.field, self._points(axis))
+
+    def _points(self, axis: int) -> Tensor:
+        """(P,) the samples' distances from the window's middle along x (0) or y (1)."""
+        points, pitch = self._samples(axis)
+        k_axis = self._psf.field.k_axis_per_nm
+        return (torch.arange(points, device=k_axis.device, dtype=k_axis.dtype) - (points - 1) / 2) * pitch
+
+    def without_repeats(self, values: Tensor, away_nm: Tensor) -> Tensor:
+        """(E, P, Q) values at the samples, 0 where they are nearer to a repetition of the emitter than to it.
+
+        ``away_nm`` (E, 2) is the window's middle from the emitters.
+        """
+        half = self._psf.field.period_nm / 2
+        for axis in (0, 1):
+            points, pitch = self._samples(axis)
+            reach = (points - 1) / 2 * pitch
+            if len(away_nm) and reach + float(away_nm[:, axis].detach().abs().max()) > half:
+                near = (self._points(axis) + away_nm[:, axis, None]).abs() <= half
+                values = values * (near[:, None, :] if axis == 0 else near[:, :, None])
+        return values
 
     def _filter(self, xyz_nm: Tensor, blur_nm: Tensor | None) -> None:
         psf = self._psf
@@ -188,14 +249,12 @@ class _Window:
             for count in self._shape
         ]
 
-    def _points(self, axis: int, like: Tensor) -> Tensor:
-        """(P,) samples along x (0) or y (1), from the window's middle."""
+    def _samples(self, axis: int) -> tuple[int, float]:
+        """Number and distance of the samples along x (0) or y (1), symmetric about the window's middle."""
         count = self._shape[1 - axis]
         if self._grid is None:
-            points = (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) * self._psf.pixel_nm
-        else:
-            points = self._grid.points(count, like)
-        return points - self.middle_nm[axis]
+            return count, self._psf.pixel_nm
+        return (count + 2 * self._grid.margin_px) * self._grid.oversampling, self._grid.pitch_nm
 
     def chunks(self) -> list[slice]:
         """Parts of the emitters whose arrays fit into the cache, or the memory."""
@@ -213,3 +272,17 @@ class _Window:
             return density * self._psf.pixel_nm**2
         to_rows, to_columns = (w if w.shape[0] == 1 else w[part] for w in self._weights)
         return to_rows @ density @ to_columns.mT
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether tensors are numbers in a processor's memory that nobody differentiates by."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or (tensor.requires_grad and torch.is_grad_enabled()):
+            return False
+        if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+            return False
+        try:
+            tensor.untyped_storage()
+        except RuntimeError:  # what torch.func differentiates has no memory of its own
+            return False
+    return True

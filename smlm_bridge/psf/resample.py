@@ -18,7 +18,7 @@ from torch import Tensor
 
 SPREAD: Final = 0.7  # standard deviation in samples: the copies of the spectrum fall below 1e-4
 _BAND_SHARE: Final = 0.65  # of the samples' Nyquist band that the image may fill; the rest is transition
-_STOP_DB: Final = 80.0  # suppression of the copies of the spectrum
+_STOP_DB: Final = 95.0  # suppression of the copies of the spectrum
 _BLUR_REACH: Final = 3.5  # standard deviations of the blur that are followed beyond the interpolation's reach
 
 
@@ -172,3 +172,26 @@ def pixel_weights(
         exponent = (-0.5 * (distance / sigma) ** 2).clamp_min(-25.0)
         weights = torch.exp(exponent) * (pixel_nm / (math.sqrt(2 * math.pi) * sigma))
     return weights * sample_pitch_nm
+
+
+def pixel_weight_slopes(
+    pixel_centre_nm: Tensor,
+    sample_nm: Tensor,
+    *,
+    pixel_nm: float,
+    sample_pitch_nm: float,
+    blur_nm: Tensor,
+    integrate: bool,
+) -> Tensor:
+    """Derivatives of ``pixel_weights`` by ``sample_nm``, per nm; see there for the arguments."""
+    distance = pixel_centre_nm[:, None] - sample_nm[..., None, :]
+    sigma = blur_nm[..., None, None]
+
+    def density(at: Tensor) -> Tensor:
+        return torch.exp((-0.5 * (at / sigma) ** 2).clamp_min(-25.0)) / (math.sqrt(2 * math.pi) * sigma)
+
+    if integrate:
+        slopes = density(distance - pixel_nm / 2) - density(distance + pixel_nm / 2)
+    else:
+        slopes = density(distance) * pixel_nm * distance / sigma**2
+    return slopes * sample_pitch_nm

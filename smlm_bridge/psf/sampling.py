@@ -61,22 +61,13 @@ def pupil_samples(
         If 512 samples do not suffice.
     """
     per_nm = 2 * optics.numerical_aperture / optics.wavelength_nm
-    # The interpolation onto pixels is not in question here, so the centres are compared.
-    points = replace(optics, pixel_integration=False)
-    centre = window_px / 2 * optics.pixel_nm
-    heights = torch.linspace(*z_range_nm, _HEIGHTS, dtype=torch.float64)
-    xyz = torch.stack([torch.full_like(heights, centre)] * 2 + [heights], dim=1)
-
-    def images(samples: int) -> torch.Tensor:
-        psf = PupilPSF.of(points, Pupil.flat(samples, zernike_rad), dtype=torch.float64)
-        return psf.images(xyz, (window_px, window_px))
-
     error = float("inf")
     for samples in _CANDIDATES:
         if samples < window_px * optics.pixel_nm * per_nm:
             continue
-        coarse, fine = images(samples), images(2 * samples)
-        error = float(((coarse - fine).flatten(1).norm(dim=1) / fine.flatten(1).norm(dim=1)).max())
+        error = sampling_error(
+            optics, Pupil.flat(samples, zernike_rad), window_px=window_px, z_range_nm=z_range_nm
+        )
         if error <= tolerance:
             return Sampling(samples, error)
     raise InputRejected(
@@ -84,3 +75,25 @@ def pupil_samples(
         f"{_CANDIDATES[-1]} pupil samples for an error of {tolerance:g} (it is {error:.2g} there). "
         "Choose a smaller window or z-range, or a larger tolerance."
     )
+
+
+def sampling_error(optics: Optics, pupil: Pupil, *, window_px: int, z_range_nm: tuple[float, float]) -> float:
+    """How much the images of a pupil differ from those of the same on twice the samples; see ``Sampling``.
+
+    Parameters
+    ----------
+    optics, pupil
+        The microscope, and the pupil on its own samples.
+    window_px, z_range_nm
+        Side of the window around an emitter, and heights, over which images are compared.
+    """
+    # The interpolation onto pixels is not in question here, so the centres are compared.
+    points = replace(optics, pixel_integration=False)
+    centre = window_px / 2 * optics.pixel_nm
+    heights = torch.linspace(*z_range_nm, _HEIGHTS, dtype=torch.float64)
+    xyz = torch.stack([torch.full_like(heights, centre)] * 2 + [heights], dim=1)
+    coarse, fine = (
+        PupilPSF.of(points, one, dtype=torch.float64).images(xyz, (window_px, window_px))
+        for one in (pupil, pupil.refined())
+    )
+    return float(((coarse - fine).flatten(1).norm(dim=1) / fine.flatten(1).norm(dim=1)).max())

@@ -6,6 +6,7 @@ of matrices, exact for band-limited images.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smlm_bridge.errors import InputRejected
 from smlm_bridge.psf.pupil_psf import PupilPSF
-from smlm_bridge.psf.resample import SPREAD, pixel_weights
+from smlm_bridge.psf.resample import SPREAD, pixel_weight_slopes, pixel_weights
 
 _CHUNK_ELEMENTS = 24_000_000
 _NYQUIST_SHARE = 0.65
@@ -101,33 +103,106 @@ class SplinePSF:
         ]
         return torch.cat(parts) if parts else xyz_nm.new_zeros((0, *shape))
 
+    def derivatives(
+        self,
+        xyz_nm: Tensor,
+        shape: tuple[int, int],
+        *,
+        blur_nm: Tensor | None = None,
+        zernike: Sequence[int] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """Images and their analytic derivatives by x, y, z; see ``protocol.AnalyticPSF``.
+
+        An image is a product of matrices, and so is every derivative: about two images' cost for all three.
+
+        Raises
+        ------
+        InputRejected
+            If Zernike derivatives are asked: a table has no pupil.
+        """
+        if zernike:
+            raise InputRejected(
+                f"a tabulated PSF has no derivatives by Zernike coefficients {tuple(zernike)}. Use a PupilPSF."
+            )
+        size = self.coefficients.shape[1]
+        chunk = max(1, _CHUNK_ELEMENTS // (4 * size * size + 2 * shape[0] * (size + shape[1])))
+        pieces = [
+            self._derivatives(
+                xyz_nm[i : i + chunk], shape, None if blur_nm is None else blur_nm[i : i + chunk]
+            )
+            for i in range(0, xyz_nm.shape[0], chunk)
+        ]
+        if not pieces:
+            return xyz_nm.new_zeros((0, *shape)), xyz_nm.new_zeros((0, 3, *shape))
+        fractions, slopes = zip(*pieces, strict=True)
+        return torch.cat(fractions), torch.cat(slopes)
+
+    def _derivatives(
+        self, xyz_nm: Tensor, shape: tuple[int, int], blur_nm: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        sigma = self._sigma(xyz_nm, blur_nm)
+        (y, x), (by_y, by_x) = self._weights(xyz_nm, shape, sigma), self._weight_slopes(xyz_nm, shape, sigma)
+        basis, slope, index = self._basis(xyz_nm[:, 2])
+        # Both products with the table at once: reading it costs more than multiplying.
+        along_x = self._planes(basis, index) @ torch.cat([x, by_x], dim=1).mT
+        steeper = self._planes(slope, index) @ x.mT
+        both = y @ along_x
+        columns = shape[1]
+        slopes = [both[:, :, columns:], by_y @ along_x[:, :, :columns], y @ steeper]
+        return both[:, :, :columns], torch.stack(slopes, dim=1)
+
     def _images(self, xyz_nm: Tensor, shape: tuple[int, int], blur_nm: Tensor | None) -> Tensor:
+        y, x = self._weights(xyz_nm, shape, self._sigma(xyz_nm, blur_nm))
+        basis, _, index = self._basis(xyz_nm[:, 2])
+        return y @ self._planes(basis, index) @ x.mT
+
+    def _sigma(self, xyz_nm: Tensor, blur_nm: Tensor | None) -> Tensor:
+        """(E,) standard deviations of the Gaussian that spreads every sample."""
         variance = xyz_nm.new_full((xyz_nm.shape[0],), self.blur_nm**2)
         if blur_nm is not None:
             variance = variance + blur_nm**2
-        sigma = torch.sqrt(variance + (SPREAD * self.sample_nm) ** 2)
+        return torch.sqrt(variance + (SPREAD * self.sample_nm) ** 2)
+
+    def _grid(self, xyz_nm: Tensor, shape: tuple[int, int], axis: int) -> tuple[Tensor, Tensor]:
+        """Centres of the pixels (P,) and positions of the samples (E, M) along an axis, 0 for y."""
         half = (self.coefficients.shape[1] - 1) / 2
-        samples = (
-            torch.arange(2 * half + 1, device=xyz_nm.device, dtype=xyz_nm.dtype) - half
-        ) * self.sample_nm
-        weights = [
+        samples = torch.arange(2 * half + 1, device=xyz_nm.device, dtype=xyz_nm.dtype) - half
+        pixels = torch.arange(shape[axis], device=xyz_nm.device, dtype=xyz_nm.dtype) + 0.5
+        return pixels * self.pixel_nm, xyz_nm[:, 1 - axis, None] + samples * self.sample_nm
+
+    def _weights(self, xyz_nm: Tensor, shape: tuple[int, int], sigma: Tensor) -> list[Tensor]:
+        """(E, P, M) weights of the samples in the pixels along y and x."""
+        return [
             pixel_weights(
-                (torch.arange(shape[i], device=xyz_nm.device, dtype=xyz_nm.dtype) + 0.5) * self.pixel_nm,
-                xyz_nm[:, 1 - i, None] + samples,
+                *self._grid(xyz_nm, shape, axis),
                 pixel_nm=self.pixel_nm,
                 sample_pitch_nm=self.sample_nm,
                 blur_nm=sigma,
                 integrate=self.integrate,
             )
-            for i in (0, 1)
+            for axis in (0, 1)
         ]
-        return weights[0] @ self._planes(xyz_nm[:, 2]) @ weights[1].mT
 
-    def _planes(self, z_nm: Tensor) -> Tensor:
-        """(E, M, M) tables at the heights ``z_nm``, from the natural cubic B-spline."""
+    def _weight_slopes(self, xyz_nm: Tensor, shape: tuple[int, int], sigma: Tensor) -> list[Tensor]:
+        """Derivatives of ``_weights`` as the emitter moves."""
+        return [
+            pixel_weight_slopes(
+                *self._grid(xyz_nm, shape, axis),
+                pixel_nm=self.pixel_nm,
+                sample_pitch_nm=self.sample_nm,
+                blur_nm=sigma,
+                integrate=self.integrate,
+            )
+            for axis in (0, 1)
+        ]
+
+    def _basis(self, z_nm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(E, 4) values of the cubic B-splines that reach ``z_nm``, (E, 4) slopes, and (E,) first indices."""
         count = self.coefficients.shape[0]
         # A spline through n knots has n + 2 coefficients; knot j belongs to coefficients j, j + 1, j + 2.
-        position = ((z_nm - self.z_first_nm) / self.z_step_nm).clamp(0.0, count - 3 - 1e-4)
+        knot = (z_nm - self.z_first_nm) / self.z_step_nm
+        inside = (knot >= 0.0) & (knot <= count - 3 - 1e-4)  # beyond, images stay the same
+        position = torch.where(inside, knot, knot.detach().clamp(0.0, count - 3 - 1e-4))
         first = position.floor().detach()
         t = position - first
         basis = torch.stack(
@@ -139,8 +214,20 @@ class SplinePSF:
             ],
             dim=1,
         )
+        slope = torch.stack(
+            [
+                -((1 - t) ** 2) / 2,
+                (3 * t**2 - 4 * t) / 2,
+                (-3 * t**2 + 2 * t + 1) / 2,
+                t**2 / 2,
+            ],
+            dim=1,
+        )
+        return basis, slope * (inside / self.z_step_nm)[:, None], first.long()
+
+    def _planes(self, basis: Tensor, index: Tensor) -> Tensor:
+        """(E, M, M) sums of four tables from ``index`` on, with the weights ``basis`` (E, 4)."""
         flat = self.coefficients.flatten(1)
-        index = first.long()
         planes = basis[:, 0, None] * flat[index]
         for k in (1, 2, 3):
             planes = planes + basis[:, k, None] * flat[index + k]

@@ -45,7 +45,7 @@ def test_energy_over_a_whole_period(model: str, integrate: bool) -> None:
     pixels = round(period / 110)
     optics = dataclasses.replace(OPTICS, model=model, pixel_nm=period / pixels, pixel_integration=integrate)
     psf = of(optics)
-    image = psf.images(at(0.47 * period, 0.53 * period, 450.0), (pixels, pixels))
+    image = psf.images(at(0.5 * period, 0.5 * period, 450.0), (pixels, pixels))
     pupils = defocused(psf.field, torch.tensor([450.0], dtype=torch.float64))
     parseval = float(pupils.abs().square().sum() / psf.field.power(pupils))
     assert float(image.sum()) == pytest.approx(parseval, abs=1e-9 if not integrate else 1e-4)
@@ -57,6 +57,22 @@ def test_energy_is_one_on_a_large_camera(model: str) -> None:
     psf = of(dataclasses.replace(OPTICS, model=model), Pupil.flat(256))
     image = psf.images(at(250 * 110, 250 * 110, 300.0), (500, 500))
     assert 0.996 < float(image.sum()) < 1
+
+
+@pytest.mark.parametrize("integrate", [True, False])
+def test_an_emitter_is_seen_once_on_a_camera_wider_than_the_pupils_period(integrate: bool) -> None:
+    """48 samples repeat after 10.8 um; the frame is 22 um wide."""
+    psf = of(dataclasses.replace(OPTICS, pixel_integration=integrate))
+    for place in (at(900.0, 21_000.0, 300.0), at(11_000.0, 11_000.0, 300.0)):
+        image = psf.images(place, (200, 200))
+        assert 0.9 < float(image.sum()) < 1  # some falls beyond the frame
+        column, row = (int(value) // 110 for value in place[0, :2])
+        near = image[0, max(0, row - 48) : row + 48, max(0, column - 48) : column + 48]
+        assert float(near.sum()) > 0.999 * float(image.sum())
+        assert float(image.min()) > -1e-6
+        again, slopes = psf.derivatives(place, (200, 200))
+        torch.testing.assert_close(again, image)
+        assert float(slopes[0, :, (row + 98) % 200].abs().max()) <= 1e-3 * float(slopes.abs().max())
 
 
 @given(
