@@ -1,9 +1,12 @@
 """Calibrations from averaged beads, against the PSF that drew them."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from smlm_bridge.beads import BeadOptions, BeadResult, calibrate_beads
@@ -11,10 +14,16 @@ from smlm_bridge.beads.find import isolated_beads
 from smlm_bridge.beads.widths import lens_angle_rad, slice_widths
 from smlm_bridge.calibration import Calibration
 from smlm_bridge.camera import Camera
+from smlm_bridge.cli import main
 from smlm_bridge.errors import InputRejected
+from smlm_bridge.io.calibration import load_channels
+from smlm_bridge.io.images import write_stack
 from smlm_bridge.optics.gaussian import Gaussian
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.pupil import Pupil
+from smlm_bridge.pair import PairCalibration
+from smlm_bridge.report.averaged import averaged_page
+from smlm_bridge.transform import Transform
 
 # One index everywhere: then a moved focus is exactly a moved emitter.
 OPTICS = Optics(1.4, 1.518, 1.518, 670.0, 110.0, model="scalar")
@@ -143,6 +152,97 @@ def test_the_angle_of_the_lens_is_found(angle: float) -> None:
     widths = slice_widths(volume, lens_angle_rad(volume))
     np.testing.assert_allclose(widths[:, :2] * 110, gaussian.widths_nm(z.numpy()), rtol=0.02)
     np.testing.assert_allclose(widths[:, 2], 1200 / 110 - 0.5, atol=0.02)
+
+
+def test_beads_that_are_no_gaussian_are_refused() -> None:
+    """A Tetrapod-like pupil: least squares would lay some Gaussian through anything."""
+    tetrapod = Calibration(OPTICS, Pupil.flat(64, {6: 1.6, 12: 1.4}), z_range_nm=(-600.0, 600.0))
+    with pytest.raises(InputRejected, match="--psf pupil or spline"):
+        calibrate_beads(
+            [stack(tetrapod)], OPTICS, BeadOptions(STEP, -600.0, 27), kind="gaussian", camera=CAMERA
+        )
+
+
+def test_beads_without_astigmatism_are_doubted() -> None:
+    """Widths that change together do not tell the side of the focus."""
+    both = Gaussian((140.0, 140.0), (0.0, 0.0), (400.0, 400.0))
+    round_spots = Calibration(OPTICS, gaussian=both, z_range_nm=(-600.0, 600.0))
+    result = calibrate_beads(
+        [stack(round_spots)], OPTICS, BeadOptions(STEP, -600.0, 21), kind="gaussian", camera=CAMERA
+    )
+    assert any("not astigmatic" in text for text in result.warnings)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["tetrapod", "learned1"])
+def test_real_beads_of_engineered_pupils_are_no_gaussian(name: str) -> None:
+    path = Path(__file__).parents[2] / "shared" / "data" / "beads" / f"{name}.tif"
+    if not path.is_file():
+        pytest.skip(f"no {path}: the bead stacks are not here")
+    beads = tifffile.imread(path)
+    with pytest.raises(InputRejected, match="Gaussian"):
+        calibrate_beads(
+            [beads[::3]], replace(OPTICS, wavelength_nm=605.0), BeadOptions(-300.0), kind="gaussian"
+        )
+
+
+def test_the_page_shows_the_beads_and_what_speaks_against_them(
+    astigmatic: np.ndarray, spline: BeadResult
+) -> None:
+    assert spline.window_yx is not None
+    page = averaged_page([replace(spline, warnings=("look <twice>",))], [astigmatic], title="a & b")
+    assert page.count("<img") == 1  # a spline has no widths
+    assert "a &amp; b" in page
+    assert "look &lt;twice&gt;" in page
+    one = Calibration(OPTICS, gaussian=HUANG, z_range_nm=(-600.0, 600.0))
+    counts = stack(one)
+    options = BeadOptions(STEP, -600.0, 21)
+    gaussian = calibrate_beads([counts], OPTICS, options, kind="gaussian", camera=CAMERA)
+    assert averaged_page([gaussian], [counts], title="x").count("<img") == 2
+    assert gaussian.warnings == ()
+
+
+def test_two_channels_are_calibrated_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A field with an axis C: heights mean the same in both, and the beads tell the transform and the ratio."""
+    draw = np.random.default_rng(5)
+    grid = np.stack(np.meshgrid(np.arange(16, 128, 28), np.arange(16, 128, 28)), -1).reshape(-1, 2)
+    here = grid + draw.uniform(-4, 4, grid.shape)
+    moved = Transform.affine([[-1.0, 0.0], [0.0, 1.0]], (140 * 110.0, 150.0))
+    there = moved.apply(here * 110.0) / 110.0
+    field = np.full((2, 13, 140, 140), 5.0)
+    laws = HUANG, replace(HUANG, focus_nm=(0.0, 420.0))  # channel 2 is in focus 200 nm higher
+    z = -np.arange(-6, 7) * 100.0
+    for channel, (places, law, photons) in enumerate(((here, laws[0], 30_000.0), (there, laws[1], 21_000.0))):
+        psf = Calibration(OPTICS, gaussian=law, z_range_nm=(-600.0, 600.0)).psf()
+        for x, y in places:
+            left, top = int(x) - 12, int(y) - 12
+            rows, columns = (slice(max(0, o), min(140, o + 25)) for o in (top, left))
+            if rows.stop - rows.start < 25 or columns.stop - columns.start < 25:
+                continue
+            xyz = np.column_stack([np.full_like(z, (x - left) * 110), np.full_like(z, (y - top) * 110), z])
+            field[channel][:, rows, columns] += photons * psf.images(torch.tensor(xyz), (25, 25)).numpy()
+    counts = np.random.default_rng(6).poisson(field).astype(np.uint16)
+    write_stack(tmp_path / "field.tif", counts.swapaxes(0, 1), axes="ZCYX")
+    target = tmp_path / "pair.psf.h5"
+    arguments = [
+        "calibrate", tmp_path / "field.tif", "-o", target, "--psf", "gaussian", "--box-px", 17, "--z-step-nm", 100,
+        "--first-focus-nm", -600, "--report", tmp_path / "r.html", "--model-stack", tmp_path / "m.tif", "--json",
+        "--numerical-aperture", 1.4, "--immersion-index", 1.518, "--sample-index", 1.518, "--wavelength-nm", 670,
+        "--pixel-nm", 110,
+    ]  # fmt: skip
+    assert main([str(a) for a in arguments]) == 0, capsys.readouterr().err
+    said = json.loads(capsys.readouterr().out)
+    pair = load_channels(target)
+    assert isinstance(pair, PairCalibration)
+    at = np.array([[4000.0, 5000.0], [9000.0, 12_000.0]])
+    np.testing.assert_allclose(pair.transform.apply(at), moved.apply(at), atol=8.0)
+    assert pair.photon_ratio == pytest.approx(0.7, rel=0.05)
+    assert said["photon_ratio"] == pair.photon_ratio
+    for channel, law in zip(pair.channels, laws, strict=True):
+        assert channel.gaussian is not None
+        np.testing.assert_allclose(channel.gaussian.focus_nm, law.focus_nm, atol=25.0)
+    assert tifffile.imread(tmp_path / "m.tif").shape == (13, 2, 140, 140)
+    assert (tmp_path / "r.html").read_text(encoding="utf-8").count("<img") == 5
 
 
 @pytest.mark.slow

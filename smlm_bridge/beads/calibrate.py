@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from smlm_bridge.beads.average import Average, average
@@ -24,6 +25,9 @@ _LEAST_SLICES = 6
 _MARGIN_PX = 3  # about the box, so that moved beads have an edge
 _SMOOTH_NM = 200.0  # period in z that is damped by half; optics makes none below 500 nm
 _FARTHEST_PX = 4.0
+# A Gaussian fits beads behind a cylindrical lens with an RRSE of about 0.15 and a correlation of 0.98.
+_WORST_RRSE, _LEAST_CORRELATION = 0.3, 0.93
+_LEAST_TURN = 1.5  # change of the ratio of both widths over z: below, heights can hardly be told
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,14 @@ class BeadResult:
         The model of the first stack, in its counts.
     widths_nm : (Z, 3)
         Heights and fitted widths of the slices (``"gaussian"`` only, else empty).
+    heights_nm : (Z,)
+        Height of an emitter that looks like each slice, in the order of the stack.
+    positions : DataFrame
+        ``frame`` (the stack, from 0), ``x_nm``, ``y_nm`` and ``photons`` of the beads that were used.
+    window_yx
+        Rows and columns of a bead of the first stack that was used; None if there is none.
+    warnings
+        What speaks against using the calibration.
     """
 
     calibration: Calibration
@@ -78,6 +90,10 @@ class BeadResult:
     used: int
     model_stack: NDArray[np.float32]
     widths_nm: Floats
+    heights_nm: Floats
+    positions: pd.DataFrame
+    window_yx: tuple[slice, slice] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def calibrate_beads(
@@ -112,7 +128,8 @@ def calibrate_beads(
     Raises
     ------
     InputRejected
-        If stacks differ or are too short, no bead stands alone, or (``"gaussian"``) too few slices are sharp.
+        If stacks differ or are too short, no bead stands alone, or (``"gaussian"``) too few slices are sharp or
+        the beads look like no Gaussian.
     """
     report = on_step or (lambda done, total: None)
     known = camera or Camera()
@@ -138,10 +155,73 @@ def calibrate_beads(
     calibration = replace(calibration, provenance=provenance | {"method": f"averaged beads, {kind}"})
     model, rrse, correlation = _score(photons, places, mean, calibration, options, heights, centre)
     report(4, 4)
+    if kind == "gaussian" and (rrse > _WORST_RRSE or correlation < _LEAST_CORRELATION):
+        raise InputRejected(
+            f"these beads are no Gaussian: it leaves {100 * rrse:.0f} % of them unexplained (allowed are "
+            f"{100 * _WORST_RRSE:.0f}) at a correlation of {correlation:.2f} ({_LEAST_CORRELATION} is needed). "
+            "Calibrate with --psf pupil or spline."
+        )
     counts = known.expected(model)
     return BeadResult(
-        calibration, rrse, correlation, len(windows), int(mean.used.sum()), counts.astype(np.float32), widths
+        calibration,
+        rrse,
+        correlation,
+        len(windows),
+        int(mean.used.sum()),
+        counts.astype(np.float32),
+        widths,
+        heights if options.z_step_nm < 0 else heights[::-1],
+        _positions(places, windows, mean, centre, options, optics.pixel_nm),
+        _first_window(places[0], mean, options.box_px),
+        _doubts(calibration, rrse),
     )
+
+
+def _positions(
+    places: list[NDArray[np.intp]],
+    windows: Floats,
+    mean: Average,
+    centre: tuple[float, float],
+    options: BeadOptions,
+    pixel_nm: float,
+) -> pd.DataFrame:
+    """Where the beads stand, and the light in their windows at the brightest height."""
+    corner = np.concatenate(places) - options.box_px // 2
+    at = corner + np.array(centre) - mean.shifts[:, 1:] + PIXEL_CENTRE
+    table = pd.DataFrame(
+        {
+            "frame": np.repeat(np.arange(len(places)), [len(place) for place in places]),
+            "x_nm": at[:, 1] * pixel_nm,
+            "y_nm": at[:, 0] * pixel_nm,
+            "photons": windows.sum(axis=(2, 3)).max(axis=1),
+        }
+    )
+    return table[mean.used].reset_index(drop=True)
+
+
+def _first_window(places: NDArray[np.intp], mean: Average, box_px: int) -> tuple[slice, slice] | None:
+    """Where the first bead of the first stack that was used stands."""
+    used = np.flatnonzero(mean.used[: len(places)])
+    if not used.size:
+        return None
+    row, column = (int(value) - box_px // 2 for value in places[used[0]])
+    return slice(row, row + box_px), slice(column, column + box_px)
+
+
+def _doubts(calibration: Calibration, rrse: float) -> tuple[str, ...]:
+    """What speaks against using a calibration."""
+    doubts = []
+    if rrse > _WORST_RRSE:
+        doubts.append(f"the model leaves {100 * rrse:.0f} % of the beads unexplained; look at the report.")
+    if calibration.gaussian is not None:
+        widths = calibration.gaussian.widths_nm(np.linspace(*calibration.z_range_nm, 50))
+        ratio = widths[:, 0] / widths[:, 1]
+        if ratio.max() / ratio.min() < _LEAST_TURN:
+            doubts.append(
+                f"the ratio of the widths along x and y stays between {ratio.min():.2f} and {ratio.max():.2f} "
+                "over z: this PSF is not astigmatic, and heights above and below its focus look alike."
+            )
+    return tuple(doubts)
 
 
 def _photons(stacks: Sequence[NDArray[Any]], camera: Camera) -> list[Floats]:

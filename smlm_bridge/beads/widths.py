@@ -13,7 +13,7 @@ from smlm_bridge.optics.gaussian import Gaussian
 Floats = NDArray[np.float64]
 
 _LEAST_SLICES = 6
-_WIDEST = 2.5  # times the least width: further out a bead is no Gaussian
+_WIDEST = 3.5  # times the least width: further out a bead is no Gaussian
 _LEAST_ANGLE_RAD = math.radians(3)
 _NODES = (-math.sqrt(0.15), 0.0, math.sqrt(0.15))
 _WEIGHTS = (5 / 18, 8 / 18, 5 / 18)
@@ -53,8 +53,9 @@ def astigmatic_law(z_nm: Floats, widths_nm: Floats, *, angle_rad: float = 0.0) -
     usable &= (widths_nm < _WIDEST * least).all(axis=1)
     if np.count_nonzero(usable) < _LEAST_SLICES:
         raise InputRejected(
-            f"only {np.count_nonzero(usable)} slices look like a Gaussian, {_LEAST_SLICES} are needed. Take finer "
-            "steps about the focus, or calibrate with --psf spline or pupil."
+            f"only {np.count_nonzero(usable)} slices look like a Gaussian of any use, {_LEAST_SLICES} are needed: "
+            "it is the model of a weak cylindrical lens. Calibrate other PSFs with --psf pupil or spline; of a "
+            "cylindrical lens take finer steps about the focus."
         )
     laws = [_law(z_nm[usable], widths_nm[usable, axis]) for axis in (0, 1)]
     sigma, focus, depth, third, fourth = zip(*laws, strict=True)

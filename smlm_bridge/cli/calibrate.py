@@ -87,7 +87,8 @@ def command(
     stacks are fitted together; one that disagrees with the others is left out, with the reason.
 
     --psf spline averages the beads that stand alone into a cubic spline, --psf gaussian fits the widths of an
-    astigmatic Gaussian to their average; both see --box-px about a bead.
+    astigmatic Gaussian to their average; both see --box-px about a bead. Of a STACK with an axis C of two channels
+    they make the calibration of the pair, with the transform and the ratio of photons of the beads that both show.
 
     The sign of --z-step-nm is never guessed: the mirrored solution fits nearly as well (its scores stand
     under 'twin'). The microscope comes from --setup or options of the same names.
@@ -104,11 +105,11 @@ def command(
             output=output,
             options={"z_step_nm": z_step_nm, "first_focus_nm": first_focus_nm, "box_px": box_px or 31},
             model_stack=model_stack,
+            report=report,
             unused={
                 "--initial-mask": initial_mask,
                 "--bead-diameter-nm": bead_diameter_nm,
                 "--analyser": analyser,
-                "--report": report,
                 "--method": None if method == "joint" else method,
                 "--fit-slices": None if fit_slices == "all" else fit_slices,
             },

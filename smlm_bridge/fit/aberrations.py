@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.psf.protocol import PSF
-from smlm_bridge.psf.pupil_psf import PupilPSF, _Window
+from smlm_bridge.psf.pupil_psf import PupilPSF
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,12 @@ class AberratedPSF(PupilPSF):
         maps = torch.as_tensor(psf.pupil.zernike_maps(list(noll))).to(psf.field.k_axis_per_nm)
         return cls(psf.field, psf.pixel_nm, psf.blur_nm, psf.integrate, psf.pupil, maps)
 
-    def _pupils(self, xyz_nm: Tensor, window: _Window) -> Tensor:
+    @property
+    def _radial(self) -> bool:
+        return False
+
+    def _pupils(self, xyz_nm: Tensor, away_nm: Tensor) -> Tensor:
         assert self.maps is not None
         phase = torch.einsum("ej,jyx->eyx", xyz_nm[:, 3:], self.maps)
         turned = torch.polar(torch.ones_like(phase), phase)
-        return super()._pupils(xyz_nm, window) * turned[:, :, None]
+        return super()._pupils(xyz_nm, away_nm) * turned[:, :, None]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.fit import kernels
+from smlm_bridge.fit.gain import GainTable
 from smlm_bridge.fit.models import AstigmaticSpot, Spot
 from smlm_bridge.fit.problem import Problem, Solution
 from smlm_bridge.psf.cubic_spline import POWERS, CubicSpline
@@ -41,7 +42,9 @@ def solve(problem: Problem) -> Solution:
         problem.options.iterations,
         problem.least_apart,
     )
-    boxes = kernels.Boxes(counts.data, counts.shift, problem.matrix, problem.origin, counts.scale)
+    boxes = kernels.Boxes(
+        counts.data, counts.shift, problem.matrix, problem.origin, counts.scale, _gain(counts.gain)
+    )
     model = _model(problem)
     values, bounds = np.full((n, size), np.nan), np.full((n, size), np.nan)
     numbers, other = np.full((n, 6), np.nan), np.full((n, size + 1), np.nan)
@@ -109,6 +112,18 @@ def _model(problem: Problem) -> kernels.Model:
         alone = len(tables) == 1 and tables[0].flags.writeable
         table = tables[0][None] if alone else np.stack(tables)
     return kernels.Model(kind, problem.side, constants, table, problem.shares)
+
+
+def _gain(tables: tuple[GainTable, ...]) -> kernels.Gain:
+    """Tables of one size; without EM gain empty ones."""
+    if not tables:
+        return kernels.Gain(False, np.zeros((1, 1, 1)), np.zeros((1, 1)), np.zeros((1, 4)))
+    width = max(table.coefficients.shape[1] for table in tables)
+    coefficients = np.zeros((len(tables), tables[0].coefficients.shape[0], width))
+    for channel, table in enumerate(tables):
+        coefficients[channel, :, : table.coefficients.shape[1]] = table.coefficients
+    numbers = [[t.first, t.bend, t.coefficients.shape[1] - 2.0, t.noise_e] for t in tables]
+    return kernels.Gain(True, coefficients, np.stack([t.information for t in tables]), np.array(numbers))
 
 
 def _gaussian(psf: AstigmaticSpot) -> list[float]:

@@ -125,7 +125,7 @@ def _problem(
     problem = Problem(
         psfs,
         shares,
-        Counts.of(stack, corners, cameras),
+        Counts.of(stack, corners, cameras, exact_emccd=options.exact_emccd),
         side,
         matrix,
         origin,

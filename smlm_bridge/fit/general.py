@@ -15,6 +15,7 @@ from torch import Tensor
 from smlm_bridge.crlb import derivatives
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.fit.aberrations import AberratedPSF
+from smlm_bridge.fit.electrons import Electrons
 from smlm_bridge.fit.models import AstigmaticSpot, Spot
 from smlm_bridge.fit.problem import Problem, Solution
 from smlm_bridge.psf.cubic_spline import CubicSpline
@@ -120,6 +121,7 @@ class _Chunk:
     upper: Tensor
     step: Tensor
     held: Tensor
+    electrons: list[Electrons]
 
     @classmethod
     def of(cls, problem: Problem, images: list[Images], part: slice) -> "_Chunk":
@@ -142,6 +144,7 @@ class _Chunk:
             upper=upper,
             step=step,
             held=torch.as_tensor(problem.held, device=device),
+            electrons=[Electrons.of(table, lower) for table in counts.gain],
         )
 
     def solve(self) -> tuple[NDArray[np.generic], ...]:
@@ -210,15 +213,25 @@ class _Chunk:
         data, shift = self.data[boxes].flatten(1), self.shift[boxes].flatten(1)
         mean = (torch.cat(means, 1) + shift).clamp_min(_TINY)
         jacobian = torch.cat(jacobians, 2)
-        weighted = jacobian / mean[:, None]
         excess = counts.kurtosis * scale**3
+        value, pull, weight = self._likelihood(data, shift, mean)
         return _Point(
-            objective=2 * (mean - data * mean.log()).sum(1),
-            slope=torch.einsum("mpn,mn->mp", weighted, mean - data),
-            information=weighted @ jacobian.mT,
+            objective=-2 * value.sum(1),
+            slope=torch.einsum("mpn,mn->mp", jacobian, pull),
+            information=(jacobian * weight[:, None]) @ jacobian.mT,
             chi2=((data - mean) ** 2 / mean).sum(1),
             variance=(2 + excess * (mean - shift) / mean**2).sum(1),
         )
+
+    def _likelihood(self, data: Tensor, shift: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-likelihood of pixels (M, C * n), minus its slope by their mean, and the information about that."""
+        if not self.electrons:
+            return data * mean.log() - mean, 1 - data / mean, 1 / mean
+        scale = self.problem.counts.scale
+        x, mu = (((t - shift) / scale).view(len(t), len(self.electrons), -1) for t in (data, mean))
+        parts = [one(x[:, c], mu[:, c]) for c, one in enumerate(self.electrons)]
+        value, slope, weight = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        return value, -slope / scale, weight / scale**2
 
     def _climb(self, theta: Tensor, boxes: Tensor, most: int) -> tuple[_Point, Tensor, Tensor]:
         """Improve ``theta`` (M, P) of the boxes (M,) in place; the point reached, the steps and how it ended."""

@@ -5,7 +5,8 @@ the bound comes with the last step. All of it stands in this file: numba's cache
 
 A pixel's data d and expectation mu are shifted and scaled, d' = f d + f^2 r^2 and mu' = f mu + f^2 r^2, with r
 the read noise and f the inverse of the excess factor: then variance and mean of d' are both mu', and one Poisson
-likelihood stands for CCD, sCMOS (Huang et al. 2013) and EMCCD. Lengths are pixels from the corner of the box.
+likelihood stands for CCD, sCMOS (Huang et al. 2013) and, nearly, EMCCD, whose exact one is in ``Gain``. Lengths
+are pixels from the corner of the box.
 """
 
 import math
@@ -32,6 +33,9 @@ _SCREENING = 3  # steps from every start before the best are followed
 _TINY = 1e-9
 _LEAST_VARIANCE = 1e-2  # of a Gaussian, pixels: a tenth of a pixel wide
 _LOG_2, _LOG_MIDDLE = math.log(2.0), math.log(0.75)
+# As in ``gain``: step of the table and its least mean; least data beyond the table, photo-electrons.
+_STEP, _LEAST_MEAN, _LEAST_DATA = 0.05, 1e-3, 1e-3
+_HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 class Model(NamedTuple):
@@ -50,6 +54,19 @@ class Model(NamedTuple):
     share: Floats
 
 
+class Gain(NamedTuple):
+    """The exact likelihood of an EMCCD, for each channel a ``gain.GainTable``; ``exact`` says whether it counts.
+
+    ``coefficients`` (C, A + 2, B + 2), ``information`` (C, A), and ``numbers`` (C, 4): first, bend and number of
+    the data's coordinates, and read noise.
+    """
+
+    exact: bool
+    coefficients: Floats
+    information: Floats
+    numbers: Floats
+
+
 class Boxes(NamedTuple):
     """``data`` and ``shift`` (N, C, n), and where an emitter appears in each channel's box.
 
@@ -61,6 +78,7 @@ class Boxes(NamedTuple):
     matrix: Floats
     origin: Floats
     scale: float
+    gain: Gain
 
 
 class Limits(NamedTuple):
@@ -78,7 +96,8 @@ class Limits(NamedTuple):
 class Work(NamedTuple):
     """Room for one box.
 
-    ``basis`` and ``weighted`` (5, n); ``mean``, its memory as integers, its inverse and integers (n,);
+    ``basis`` and ``weighted`` (5, n); ``mean``, its memory as integers, its inverse, the objective's half slope by
+    it, and integers (n,);
     ``axes`` (2, 3, side); small matrices.
     """
 
@@ -88,6 +107,7 @@ class Work(NamedTuple):
     bits: NDArray[np.int64]
     whole: NDArray[np.int64]
     inverse: Floats
+    pull: Floats
     axes: Floats
     local: Floats
     jacobian: Floats
@@ -255,6 +275,67 @@ def _entropy(data: Any, mean: Floats, bits: NDArray[np.int64], whole: NDArray[np
 
 
 @compiled(inline=True)
+def _weights(t: float) -> tuple[float, float, float, float]:
+    """Cubic B-splines at t of 0 to 1 between knots."""
+    s = 1.0 - t
+    return (
+        s * s * s / 6,
+        (3 * t * t * t - 6 * t * t + 4) / 6,
+        (3 * s * s * s - 6 * s * s + 4) / 6,
+        t * t * t / 6,
+    )
+
+
+@compiled()
+def _electrons(gain: Gain, channel: int, x: float, mu: float) -> tuple[float, float, float]:
+    """Log-density of data x at mean mu, both photo-electrons, its slope by mu, and the information about mu."""
+    table, information, numbers = gain.coefficients[channel], gain.information[channel], gain.numbers[channel]
+    noise = numbers[3]
+    x, mu = max(x, -10.0 * noise), max(mu, _LEAST_MEAN)
+    root = math.sqrt(mu)
+    u, v = root / _STEP, (x / math.sqrt(math.sqrt(x * x + numbers[1] ** 4)) - numbers[0]) / _STEP
+    if not (u < len(information) - 1 and v < numbers[2] - 1):
+        return _many_electrons(x, mu, noise)
+    i, j = int(u), max(int(v), 0)
+    t = u - i
+    weight = ((1 - t) * information[i] + t * information[i + 1]) / mu
+    along = _weights(t)
+    s = 1.0 - t
+    slopes = -0.5 * s * s, 1.5 * t * t - 2 * t, 2 * s - 1.5 * s * s, 0.5 * t * t
+    across = _weights(v - j)
+    value, slope = 0.0, 0.0
+    for k in range(4):
+        row = table[i + k]
+        line = across[0] * row[j] + across[1] * row[j + 1] + across[2] * row[j + 2] + across[3] * row[j + 3]
+        value += along[k] * line
+        slope += slopes[k] * line
+    value += math.log(mu)
+    slope = slope / (2 * root * _STEP) + 1 / mu
+    if x < 10.0 * noise:  # or no electron came
+        none = -mu - 0.5 * (x / noise) ** 2 - math.log(noise) - _HALF_LOG_2_PI
+        share = 1 / (1 + math.exp(min(max(value - none, -50.0), 50.0)))
+        value = max(value, none) + math.log1p(math.exp(-abs(value - none)))
+        slope = (1 - share) * slope - share
+    return value, slope, weight
+
+
+@compiled()
+def _many_electrons(x: float, mu: float, noise: float) -> tuple[float, float, float]:
+    """The same of many electrons: read noise shifts both (Huang et al. 2013), Bessel functions are asymptotic."""
+    weight = 1 / (2 * mu + noise * noise)
+    x, mu = max(x + 0.5 * noise * noise, _LEAST_DATA), mu + 0.5 * noise * noise
+    t = 2 * math.sqrt(mu * x)
+    e = 1 / (8 * max(t, 1.0))
+    first = 1 - e * (3 + e * (7.5 + e * 52.5))
+    zeroth = 1 + e * (1 + e * (4.5 + e * 37.5))
+    away = math.sqrt(x) - math.sqrt(mu)
+    value = (
+        -away * away + 0.5 * math.log(mu / x) - 0.5 * math.log(t) - _HALF_LOG_2_PI + math.log(max(first, 0.1))
+    )
+    return value, math.sqrt(x / mu) * zeroth / max(first, 0.1) - 1, weight
+
+
+@compiled(inline=True)
 def _assemble(model: Model, boxes: Boxes, n: int, kurtosis: float, work: Work) -> float:
     """Minus twice the log-likelihood at ``work.trial`` without its constants.
 
@@ -266,22 +347,32 @@ def _assemble(model: Model, boxes: Boxes, n: int, kurtosis: float, work: Work) -
     information[:] = 0.0
     chi2, variance = 0.0, 0.0
     basis, weighted, mean, inverse, local = work.basis, work.weighted, work.mean, work.inverse, work.local
+    drag = work.pull
     total = 0.0
     for channel in range(len(model.share)):
         data, shift = boxes.data[n, channel], boxes.shift[n, channel]
         _expect(model, boxes, n, channel, theta, shift, work)
-        total += 2 * _entropy(data, mean, work.bits, work.whole)
         excess = kurtosis * boxes.scale**3
         for p in range(len(mean)):
             inverse[p] = 1.0 / mean[p]
             chi2 += (data[p] - mean[p]) ** 2 * inverse[p]
             variance += 2 + excess * (mean[p] - shift[p]) * inverse[p] ** 2
+        if boxes.gain.exact:
+            for p in range(len(mean)):
+                x, mu = (data[p] - shift[p]) / boxes.scale, (mean[p] - shift[p]) / boxes.scale
+                value, score, weight = _electrons(boxes.gain, channel, x, mu)
+                total -= 2 * value
+                drag[p], inverse[p] = -score / boxes.scale, weight / boxes.scale**2
+        else:
+            total += 2 * _entropy(data, mean, work.bits, work.whole)
+            for p in range(len(mean)):
+                drag[p] = 1.0 - data[p] * inverse[p]
         for a in range(5):
             one, scaled = basis[a], weighted[a]
             pull = 0.0
             for p in range(len(mean)):
                 scaled[p] = one[p] * inverse[p]
-                pull += one[p] - data[p] * scaled[p]
+                pull += one[p] * drag[p]
             local[a, 5] = pull
             for b in range(a + 1):
                 two = basis[b]
@@ -471,6 +562,7 @@ def _room(size: int, side: int) -> Work:
         mean,
         mean.view(np.int64),
         np.ones(pixels, np.int64),
+        np.ones(pixels),
         np.ones(pixels),
         np.empty((2, 3, side)),
         np.empty((5, 6)),

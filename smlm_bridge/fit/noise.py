@@ -9,6 +9,7 @@ from scipy.special import gammainc, gammaln
 
 from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected
+from smlm_bridge.fit.gain import GainTable, gain_table
 
 Floats = NDArray[np.float64]
 
@@ -20,17 +21,25 @@ _POISSON_KURTOSIS, _EM_KURTOSIS = 1.0, 24.0
 class Counts:
     """Data and the part of their expectation that is the camera's, both (N, C, side * side).
 
-    ``scale`` is the inverse of the excess factor, ``kurtosis`` that of a pixel's photo-electrons.
+    ``scale`` is the inverse of the excess factor, ``kurtosis`` that of a pixel's photo-electrons. ``gain`` is
+    there where the exact likelihood of EM gain counts: a table for each channel, for ``data`` and expectation with
+    shift and scale undone.
     """
 
     data: NDArray[np.float32]
     shift: NDArray[np.float32]
     scale: float
     kurtosis: float
+    gain: tuple[GainTable, ...] = ()
 
     @classmethod
     def of(
-        cls, boxes: NDArray[np.floating], corners: NDArray[np.integer], cameras: Sequence[Camera]
+        cls,
+        boxes: NDArray[np.floating],
+        corners: NDArray[np.integer],
+        cameras: Sequence[Camera],
+        *,
+        exact_emccd: bool = True,
     ) -> "Counts":
         """Prepare boxes (N, C, side, side) whose first pixels are ``corners`` (N, C, 2), row before column.
 
@@ -52,10 +61,15 @@ class Counts:
         data = scale * boxes.reshape(count, channels, side * side).astype(np.float32) + shift
         # Without read noise nothing explains less than no photon; with it, cutting would bias dim boxes.
         data = np.where(shift > 0, data, np.maximum(data, 0)).astype(np.float32)
-        return cls(data, shift, scale, _POISSON_KURTOSIS if scale == 1 else _EM_KURTOSIS)
+        if scale == 1:
+            return cls(data, shift, scale, _POISSON_KURTOSIS)
+        gain = tuple(gain_table(_noise_of(camera)) for camera in cameras) if exact_emccd else ()
+        return cls(data, shift, scale, _EM_KURTOSIS, gain)
 
     def log_likelihood(self, objective: Floats) -> Floats:
-        """(N,) from the objective, 2 sum (mean - data log mean)."""
+        """(N,) from the objective, 2 sum (mean - data log mean), or minus twice the likelihood of EM gain."""
+        if self.gain:
+            return np.asarray(-0.5 * objective)
         constant = gammaln(np.maximum(self.data, 0) + 1).sum(axis=(1, 2), dtype=np.float64)
         return np.asarray(-0.5 * objective - constant)
 
@@ -66,6 +80,11 @@ class Counts:
         mean = pixels * share
         unit = share * np.maximum(variance, 1e-12) / mean
         return np.asarray(1.0 - gammainc(mean / unit, chi2 / unit))
+
+
+def _noise_of(camera: Camera) -> float:
+    """Read noise over gain; of a map its RMS, rounded so that maps of regions share a table."""
+    return round(float(np.sqrt(np.mean(np.square(camera.read_noise_e)))) / camera.em_gain, 3)
 
 
 def _read_variance(camera: Camera, corners: NDArray[np.integer], side: int) -> Floats:

@@ -28,6 +28,10 @@ class FitOptions:
         Noll indices of aberrations that are fitted in each box, with a pupil only.
     threads
         Processors for the fits that need no torch.
+    exact_emccd
+        Whether cameras with EM gain are fitted with the exact likelihood of their output (read noise included),
+        and bounds are those of its information. Else counts are halved and taken as Poisson: variance and bounds
+        of the high-signal limit.
 
     Raises
     ------
@@ -42,6 +46,7 @@ class FitOptions:
     ambiguous_within: float = 3.0
     zernike: tuple[int, ...] = ()
     threads: int = 1
+    exact_emccd: bool = True
 
     def __post_init__(self) -> None:
         if self.z_range_nm is not None and not self.z_range_nm[0] < self.z_range_nm[1]:

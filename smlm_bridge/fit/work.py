@@ -1,17 +1,19 @@
 """Route A over a movie: detect, cut boxes, fit."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 from scipy.spatial import cKDTree
 
 from smlm_bridge._optional import require
 from smlm_bridge.calibration import Calibration
 from smlm_bridge.camera import Camera
-from smlm_bridge.detect import Border, DetectOptions, box_corners, cut, detect_frames
+from smlm_bridge.conventions import PIXEL_CENTRE
+from smlm_bridge.detect import Border, DetectOptions, Finder, box_corners, cut, detect_frames
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.fit.fit import fit_boxes
 from smlm_bridge.fit.models import AstigmaticSpot, Channels, Spot
@@ -44,6 +46,10 @@ class FitMovieOptions:
         What becomes of candidates whose box reaches beyond the frame; see ``detect.box_corners``.
     least_p
         Fits whose ``p_value`` is below are left out: two emitters in a box, another PSF. 0 keeps all.
+    finder
+        What finds candidates.
+    detect_in
+        Of two channels: candidates in the sum of both, the second brought onto the first, or in the first alone.
     """
 
     detect: DetectOptions = field(default_factory=DetectOptions)
@@ -51,24 +57,29 @@ class FitMovieOptions:
     size_px: int | None = None
     border: Border = "drop"
     least_p: float = 0.0
+    finder: Finder = detect_frames
+    detect_in: Literal["sum", "first"] = "sum"
 
     def __post_init__(self) -> None:
         if self.size_px is not None and (self.size_px < 3 or self.size_px % 2 == 0):
             raise InputRejected(f"size_px {self.size_px} must be odd and 3 or more, for example 13.")
         if not 0 <= self.least_p < 1:
             raise InputRejected(f"least_p {self.least_p:g} must lie in 0 to 1.")
+        if self.detect_in not in ("sum", "first"):
+            raise InputRejected(f"detect_in '{self.detect_in}' is not sum or first.")
 
 
 def fit_work(
     calibration: Calibration | PairCalibration,
     options: FitMovieOptions = FitMovieOptions(),
     *,
-    camera: Camera | None = None,
+    camera: Camera | tuple[Camera, Camera] | None = None,
+    corner_nm: tuple[float, float] = (0.0, 0.0),
 ) -> Work:
     """Detection and fits, to be done block by block by ``frames.in_blocks``.
 
-    Candidates come from the first channel. Of several candidates that end at one emitter the one nearest to the
-    middle of its box is kept; fits that did not converge are left out.
+    Candidates of two channels come from their sum. Of several candidates that end at one emitter the one nearest
+    to the middle of its box is kept; fits that did not converge are left out.
 
     Parameters
     ----------
@@ -78,7 +89,9 @@ def fit_work(
     options
         See ``FitMovieOptions``.
     camera
-        That of the movie's region; None takes the calibration's.
+        That of the movie's region, or those of two channels; None takes the calibration's.
+    corner_nm
+        Where the movie's region begins within either channel (x, y): the pair's transform is that of whole frames.
 
     Raises
     ------
@@ -92,8 +105,9 @@ def fit_work(
     psfs = tuple(fitted_psf(channel, size) for channel in channels)
     psf: AnyPSF | Channels = psfs[0]
     if isinstance(calibration, PairCalibration):
-        psf = Channels((psfs[0], psfs[1]), calibration.transform, calibration.photon_ratio)
-    cameras = tuple(camera or channel.camera for channel in channels)
+        psf = Channels((psfs[0], psfs[1]), calibration.transform.between(corner_nm), calibration.photon_ratio)
+    given = camera if isinstance(camera, tuple) else (camera,) * len(channels)
+    cameras = tuple(own or channel.camera for own, channel in zip(given, channels, strict=True))
     task = _Task(psf, size, cameras, options)
     return Work(
         find=task.find,
@@ -182,7 +196,11 @@ class _Task:
     def find(self, counts: NDArray[np.generic]) -> pd.DataFrame:
         """Localize frames (T, C, H, W) of counts."""
         pixel = self.psf.pixel_nm
-        found = detect_frames(counts[:, 0], self.options.detect, pixel_nm=pixel, camera=self.cameras[0])
+        find, detect = self.options.finder, self.options.detect
+        if isinstance(self.psf, Channels) and self.options.detect_in == "sum":
+            found = find(self._sum(counts), detect, pixel_nm=pixel, camera=Camera())
+        else:
+            found = find(counts[:, 0], detect, pixel_nm=pixel, camera=self.cameras[0])
         shape = (counts.shape[2], counts.shape[3])
         first, kept = box_corners(found, self.size, shape, border=self.options.border)
         frame = found["frame"].to_numpy(np.intp)[kept]
@@ -197,6 +215,19 @@ class _Task:
             for c, camera in enumerate(_without_read_noise(camera) for camera in self.cameras)
         ]
         return self.table(np.stack(boxes, axis=1), corners, frame)
+
+    def _sum(self, counts: NDArray[np.generic]) -> NDArray[np.float32]:
+        """(T, H, W) photo-electrons of both channels, the second's brought onto the first."""
+        assert isinstance(self.psf, Channels)
+        first, second = (
+            _without_read_noise(camera).to_photons(counts[:, c]) for c, camera in enumerate(self.cameras)
+        )
+        places = self.psf.transform.apply(_pixel_centres(first.shape[1:]) * self.psf.pixel_nm)
+        there = places.T[::-1] / self.psf.pixel_nm - PIXEL_CENTRE
+        # What the second channel does not show is as its edge: no step that looks like light.
+        moved = [map_coordinates(frame, there, order=1, mode="nearest") for frame in second]
+        summed: NDArray[np.float32] = first + np.reshape(moved, first.shape)
+        return summed
 
     def _second(
         self, first: NDArray[np.intp], shape: tuple[int, int]
@@ -223,6 +254,12 @@ class _Task:
         places = table.loc[good, ["x_nm", "y_nm"]].to_numpy()
         alone = first_of_each(places, table["frame"].to_numpy()[good], away[good], self.psf.pixel_nm)
         return table.iloc[rows[alone]].reset_index(drop=True)
+
+
+def _pixel_centres(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """(H * W, 2) x and y of the centres of a frame's pixels, in pixels."""
+    row, column = np.indices(shape, dtype=np.float64).reshape(2, -1)
+    return np.stack([column, row], axis=1) + PIXEL_CENTRE
 
 
 def _without_read_noise(camera: Camera) -> Camera:

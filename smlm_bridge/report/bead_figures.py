@@ -1,12 +1,13 @@
 """A bead stack beside its model: slices, sections, and how well each slice fits."""
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
+from smlm_bridge.calibration import Calibration
 from smlm_bridge.report.figures import (
     BLUE,
     FONT_PT,
@@ -32,7 +33,31 @@ _BYTES: Final = 700_000
 _WINDOW_SHARE: Final = 0.9  # of the model's light inside the window that is shown
 
 
-def slices_png(retrieval: "Retrieval", measured: FloatStack) -> bytes:
+class Compared(Protocol):
+    """A model beside a stack: a retrieval, or an average of beads."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """Of which the pixel is taken."""
+        ...
+
+    @property
+    def model_stack(self) -> FloatStack:
+        """(Z, Y, X) in the stack's counts."""
+        ...
+
+    @property
+    def residual(self) -> FloatStack:
+        """Model minus measured."""
+        ...
+
+    @property
+    def focus_nm(self) -> NDArray[np.float64]:
+        """(Z,) of the slices."""
+        ...
+
+
+def slices_png(retrieval: Compared, measured: FloatStack) -> bytes:
     """Measured, model and residual of about nine slices through the stack."""
     chosen = np.unique(np.linspace(0, len(measured) - 1, _SLICES).round().astype(int))
     window = _window(retrieval.model_stack)
