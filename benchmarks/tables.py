@@ -1,9 +1,10 @@
 """CPU seconds (all threads) to write and to read a table in every format, seconds by the clock, size of the file.
 
-    python benchmarks/tables.py [--rows 1000000] [--format NAME ...]
+    python benchmarks/tables.py [--rows 1000000] [--repeats 5] [--format NAME ...]
 
 Positions, photons and uncertainties are drawn from a fixed seed. The first use of a format in a process also
-imports its library; that is done before the clock starts, with a table of ten rows.
+imports its library; that is done before the clock starts, with a table of ten rows. Every number is the median of
+the repeats, the first of which also waits for the system to hand out memory; in brackets the slowest.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def drawn(rows: int) -> pd.DataFrame:
 
 
 def seconds(name: str, locs: pd.DataFrame, folder: Path) -> tuple[float, ...]:
-    """CPU time to write, to read, the same by the clock, and the size in MB."""
+    """CPU time to write, to read, the same by the clock."""
     path = folder / f"{name}{EXTENSION[name]}"
     ticks = [(time.process_time(), time.perf_counter())]
     formats.write(path, locs, name=name, pixel_nm=PIXEL_NM, overwrite=True)
@@ -47,7 +48,7 @@ def seconds(name: str, locs: pd.DataFrame, folder: Path) -> tuple[float, ...]:
     assert len(formats.read(path, name=name)) == len(locs)
     ticks.append((time.process_time(), time.perf_counter()))
     cpu, clock = np.diff(np.array(ticks), axis=0).T
-    return *cpu, *clock, path.stat().st_size / 1e6
+    return *cpu, *clock
 
 
 def main() -> None:
@@ -55,19 +56,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--format", nargs="*", choices=formats.FORMATS, default=formats.FORMATS)
     given = parser.parse_args()
     locs = drawn(given.rows)
-    print(f"{given.rows} rows, {locs.shape[1]} columns; bars: write 3 s, read 1 s")
-    print(f"{'format':<14}{'write CPU-s':>12}{'read CPU-s':>12}{'write s':>9}{'read s':>9}{'MB':>8}")
+    print(
+        f"{given.rows} rows, {locs.shape[1]} columns, median (slowest) of {given.repeats}; "
+        "bars: write 3 s, read 1 s"
+    )
+    titles = ("write CPU-s", "read CPU-s", "write s", "read s")
+    print(f"{'format':<14}" + "".join(f"{title:>15}" for title in titles) + f"{'MB':>8}")
     with tempfile.TemporaryDirectory() as folder:
         for name in given.format:
             seconds(name, locs.head(10), Path(folder))
-            write, read, write_clock, read_clock, size = seconds(name, locs, Path(folder))
-            print(
-                f"{name:<14}{write:12.2f}{read:12.2f}{write_clock:9.2f}{read_clock:9.2f}{size:8.1f}",
-                flush=True,
-            )
+            taken = np.array([seconds(name, locs, Path(folder)) for _ in range(given.repeats)])
+            shown = zip(np.median(taken, axis=0), taken.max(axis=0), strict=True)
+            size = (Path(folder) / f"{name}{EXTENSION[name]}").stat().st_size / 1e6
+            line = "".join(f"{f'{middle:.2f} ({most:.2f})':>15}" for middle, most in shown)
+            print(f"{name:<14}{line}{size:8.1f}", flush=True)
 
 
 if __name__ == "__main__":

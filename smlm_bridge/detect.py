@@ -7,7 +7,7 @@ B-spline wavelet transform, local maxima above the standard deviation of the fir
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -100,6 +100,21 @@ class DetectOptions:
     def formula(self) -> Expression:
         """The threshold, parsed."""
         return parse(self.threshold, VARIABLES)
+
+
+class Finder(Protocol):
+    """What finds candidates in frames: ``detect_frames``, or another program's detector."""
+
+    def __call__(
+        self,
+        counts: NDArray[np.generic],
+        options: DetectOptions = ...,
+        *,
+        pixel_nm: float,
+        camera: Camera | None = None,
+    ) -> pd.DataFrame:
+        """A table as ``detect_frames`` gives it."""
+        ...
 
 
 def detect_frames(

@@ -21,6 +21,9 @@ VERBS = {
     "drift": ("-o", "out.csv"),
     "convert": ("out.parquet",),
     "evaluate": ("truth.csv",),
+    "quality": ("--report", "out.html"),
+    "track": ("-o", "out.csv", "--max-step-nm", "200"),
+    "colocalize": ("truth.csv", "-o", "out.csv"),
 }
 
 
@@ -90,7 +93,13 @@ def test_no_row_and_one_row(folder: Path, verb: str, count: int, capsys: pytest.
         result.refused("no rows")
     else:
         result.done()
-        wanted = {"evaluate": ("matched", count), "convert": ("rows", count)}
+        wanted = {
+            "evaluate": ("matched", count),
+            "convert": ("rows", count),
+            "quality": ("localizations", count),
+            "track": ("localizations_out", 0),  # a track has several
+            "colocalize": ("localizations", [count, 400]),
+        }
         name, value = wanted.get(verb, ("localizations_out", count))
         assert result.found[name] == value
 
@@ -185,7 +194,7 @@ def test_frames_out_of_order_change_nothing(
 ) -> None:
     (folder / "in.csv").write_text(text(rows()))
     first = Result(folder, verb, capsys)
-    kept = first.output.read_bytes() if first.output and first.output.suffix == ".png" else None
+    kept = first.output.read_bytes() if first.output and first.output.suffix in (".png", ".html") else None
     table = read_any(first.output) if first.output and kept is None else None
     for path in folder.glob("out*"):
         path.unlink()

@@ -10,6 +10,7 @@ import pytest
 from smlm_bridge.bridge import engines, jars, modules, settings
 from smlm_bridge.bridge.checks import findings
 from smlm_bridge.bridge.gateway import GatewayOptions, gateway
+from smlm_bridge.bridge.images import to_image
 from smlm_bridge.bridge.macro import option_text
 from smlm_bridge.bridge.windowless import provider_class_file
 from smlm_bridge.camera import Camera
@@ -113,6 +114,14 @@ def test_class_file_of_the_provider_is_one() -> None:
     content = provider_class_file()
     assert content[:4] == b"\xca\xfe\xba\xbe"
     assert b"com/sun/net/ssl/internal/ssl/Provider" in content
+
+
+@pytest.mark.parametrize("kind", ["int16", "int32", "int64", "uint32", "float64", "complex64", "bool"])
+def test_pixels_that_imagej_would_change_are_refused(kind: str) -> None:
+    with pytest.raises(InputRejected, match=f"no pixels of type {kind}"):
+        to_image(np.zeros((2, 4, 4), kind))
+    with pytest.raises(InputRejected, match="frames"):
+        to_image(np.zeros((2, 3, 4, 4), np.uint16))
 
 
 def test_snakeyaml_2_is_named(tmp_path: Path) -> None:

@@ -87,4 +87,4 @@ def test_the_verb_adds_columns_to_both_tables(tmp_path: Path, capsys: pytest.Cap
     second = read_table(names[3])
     assert second["cbc"].min() == 0
     assert len(second) == 301
-    assert {"cbc", "nn_dist", "nn_count"} <= set(read_table(names[2]).columns)
+    assert {"cbc", "nn_dist [nm]", "nn_count"} <= set(read_table(names[2]).columns)

@@ -123,6 +123,39 @@ def test_drift_that_is_quicker_than_the_segments_is_told() -> None:
     assert any("too long for this drift" in text for text in slow.warnings)
 
 
+@pytest.mark.parametrize("period", [7, 35])
+def test_a_swing_within_the_segments_is_told(period: int) -> None:
+    """Halves agree on it; what the localizations of a frame share does not."""
+    swing = np.zeros((FRAMES, 3))
+    swing[:, 0] = 20 * np.sin(2 * np.pi * np.arange(FRAMES) / period)
+    result = estimate_drift(
+        table(true_drift() + swing, z=False), DriftOptions(engine="aim", segment_frames=100)
+    )
+    rms = float(np.sqrt((swing[:, :2] ** 2).mean()))
+    assert result.split_half_rms_nm is not None
+    assert result.split_half_rms_nm < 3
+    assert result.residual_rms_nm == pytest.approx(rms, rel=0.15)
+    assert [text for text in result.warnings if "still move together" in text]
+
+
+@pytest.mark.parametrize("engine", ["aim", "comet", "rcc", "fiducials"])
+def test_an_ordinary_drift_raises_no_alarm_of_a_swing(engine: str) -> None:
+    found = [beads(true_drift(), [(900, 900), (4100, 1200), (2500, 3900)], seed) for seed in range(2)]
+    found += [table(true_drift(), per_frame=per_frame, z=False, seed=per_frame) for per_frame in (2, 12)]
+    for locs in found[:2] if engine == "fiducials" else found[2:]:
+        result = estimate_drift(locs, DriftOptions(engine=engine))
+        assert result.residual_rms_nm is None or result.residual_rms_nm < 4
+        assert not any("together" in text for text in result.warnings)
+
+
+def test_a_swing_of_beads_is_told() -> None:
+    truth = true_drift(frames=4000)
+    truth[:, 1] += 25 * np.sin(2 * np.pi * np.arange(4000) / 9)
+    result = estimate_drift(beads(truth, [(900, 900), (4100, 1200), (2500, 3900)]), DriftOptions("fiducials"))
+    assert result.residual_rms_nm == pytest.approx(25 / 2, rel=0.15)
+    assert any("still move together" in text for text in result.warnings)
+
+
 # ---- fiducials
 
 

@@ -110,8 +110,9 @@ def _patch(jars: tuple[Path, ...]) -> None:
         java.java_class("net.imagej.patcher.LegacyInjector").preinit()
         _initialise(java.java_class("ij.IJ"))
     except java.jpype().JException as error:
+        reason = str(error).splitlines()[0]  # of a VerifyError the rest is the code of the class
         raise InputRejected(
-            f"the ImageJ in {jars[0]} cannot be made to run without a display ({error}). Leave the jar away "
+            f"the ImageJ in {jars[0]} cannot be made to run without a display ({reason}). Leave the jar away "
             "(Maven Central's can), or take the mode xvfb."
         ) from error
 

@@ -1,6 +1,6 @@
-"""ThunderSTORM's own classes called directly: detection and cross-correlation, without table or window."""
+"""ThunderSTORM's own classes called directly, without table or window."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,10 @@ from smlm_bridge.bridge.modules import LocalMaximum, NonMaximumSuppression, Wave
 from smlm_bridge.bridge.settings import CrossCorrelation
 from smlm_bridge.camera import Camera
 from smlm_bridge.conventions import FIRST_FRAME_IN_FILES, pixel_centre_nm
-from smlm_bridge.errors import InputRejected
+from smlm_bridge.errors import InputRejected, UsageError
 from smlm_bridge.expression import parse
-from smlm_bridge.locs import validate
+from smlm_bridge.locs import POSITION, validate
+from smlm_bridge.post.colocalization import RADIUS_STEP_NM, STEPS, Colocalization
 from smlm_bridge.post.drift import Drift
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def detect(
     if frames.ndim != 3:
         raise InputRejected(f"detection takes frames (frame, row, column), got an array of {frames.shape}.")
     if isinstance(camera.offset, np.ndarray):
-        raise InputRejected("ThunderSTORM knows one offset for all pixels; give a number.")
+        raise UsageError("ThunderSTORM knows one camera offset for all pixels; give --offset a number.")
     formula = parse(str(detector.threshold), ("I", "F", "Wave.I", "Wave.F", "Wave.F1", "Wave.F2"))
     samples = int(2 * np.ceil(filter.order * filter.scale / 2) - 1)
     rows: list[NDArray[np.float64]] = []
@@ -116,3 +117,33 @@ def cross_correlation(
         engine=f"thunderstorm {storm.label}",
         max_drift_nm=float(np.hypot(*(drift - drift[0]).T).max()),
     )
+
+
+def colocalize(
+    storm: "ThunderStorm",
+    locs: pd.DataFrame,
+    other: pd.DataFrame,
+    *,
+    radius_step_nm: float = RADIUS_STEP_NM,
+    steps: int = STEPS,
+    dimensions: Literal[2, 3] = 2,
+) -> Colocalization:
+    """See ``ThunderStorm.colocalize``."""
+    tables = validate(locs), validate(other)
+    axes = list(POSITION[:dimensions])
+    if any(table.empty or axes[-1] not in table for table in tables):
+        raise InputRejected(f"colocalization takes two tables with localizations and {', '.join(axes)}.")
+    module = jpype()
+    matrix = module.JArray(module.JDouble, 2)
+    places = [matrix(table[axes].to_numpy().tolist()) for table in tables]
+
+    def action() -> Colocalization:
+        found = storm.java_class("colocalization.CBC")(*places, float(radius_step_nm), steps)
+        cbc = np.array(found.calculateFirstChannelCBC())
+        within = np.array([list(row) for row in found.firstChannelNeighborsInDistance]).T
+        radii = np.sqrt(np.array(found.squaredRadiusDomain))
+        nearest = np.array(found.firstChannelNearestNeighborDistances)
+        return Colocalization(cbc, nearest, within.astype(np.int64), radii)
+
+    result: Colocalization = storm.gateway.call(action, what="ThunderSTORM's colocalization")
+    return result

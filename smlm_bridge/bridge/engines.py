@@ -1,5 +1,6 @@
 """ThunderSTORM where it is installed, else our own implementation: the same verbs, and they say which ran."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +10,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from smlm_bridge.bridge.gateway import GatewayOptions, Mode, gateway
-from smlm_bridge.bridge.jars import PLUGINS_VARIABLE, Plugin, find_thunderstorm
+from smlm_bridge.bridge.gateway import BackEnd, GatewayOptions, Mode, gateway
+from smlm_bridge.bridge.jars import (
+    FIJI_VARIABLE,
+    PLUGINS_VARIABLE,
+    Plugin,
+    fiji_directory,
+    find_thunderstorm,
+)
 from smlm_bridge.bridge.modules import (
     Analysis,
     Connectivity,
@@ -49,6 +56,11 @@ class Engine:
         return OWN if self.storm is None else f"thunderstorm {self.storm.label}"
 
     @property
+    def back_end(self) -> str | None:
+        """``ij1`` or ``pyimagej``; None where nothing of Java runs."""
+        return None if self.storm is None else self.storm.gateway.back_end
+
+    @property
     def note(self) -> str | None:
         """What to tell where ThunderSTORM is absent."""
         if self.storm is not None:
@@ -61,27 +73,70 @@ class Engine:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Where ThunderSTORM is and how its ImageJ is started; see ``jars.find_thunderstorm``, ``GatewayOptions``."""
+    """Where ThunderSTORM is and how its ImageJ is started.
+
+    Parameters
+    ----------
+    plugins, fiji
+        See ``jars.find_thunderstorm``.
+    mode
+        See ``GatewayOptions``.
+    back_end
+        ``auto``: ``pyimagej`` where a Fiji is given or named by ``SMLM_BRIDGE_FIJI``, and pyimagej is installed
+        and can drive that Fiji; else ``ij1``, which needs nothing of a Fiji but ThunderSTORM.
+    """
 
     plugins: Path | None = None
     fiji: Path | None = None
     mode: Mode = "headless"
+    back_end: BackEnd = "auto"
 
 
 def open_engine(options: EngineOptions | None = None) -> Engine:
     """ThunderSTORM if it is found, else our own implementation.
 
-    The back end is plain ImageJ 1; it needs no Fiji, and no network once ImageJ is in the local Maven repository
-    or a jar is given.
+    ImageJ 1 needs no Fiji, and no network once ImageJ is in the local Maven repository or a jar is given.
     """
     wanted = options or EngineOptions()
     plugin = find_thunderstorm(wanted.plugins, fiji=wanted.fiji)
-    return Engine() if plugin is None else Engine(_opened(plugin, wanted.mode))
+    return Engine() if plugin is None else Engine(_opened(plugin, wanted))
 
 
-def _opened(plugin: Plugin, mode: Mode) -> ThunderStorm:
-    running = gateway(GatewayOptions(back_end="ij1", mode=mode, plugins=(plugin.jar,)))
-    return open_thunderstorm(running, plugin)
+def _opened(plugin: Plugin, wanted: EngineOptions) -> ThunderStorm:
+    fiji = _fiji_to_drive(wanted)
+    if fiji is None:
+        options = GatewayOptions(back_end="ij1", mode=wanted.mode, plugins=(plugin.jar,))
+    else:
+        own = plugin.jar.is_relative_to(fiji / "plugins")  # pyimagej loads the plugins of a Fiji itself
+        options = GatewayOptions(
+            back_end="pyimagej", mode=wanted.mode, fiji=fiji, plugins=() if own else (plugin.jar,)
+        )
+    return open_thunderstorm(gateway(options), plugin)
+
+
+def _fiji_to_drive(wanted: EngineOptions) -> Path | None:
+    """The Fiji that pyimagej starts; None for ImageJ 1.
+
+    Raises
+    ------
+    InputRejected
+        If pyimagej is asked for and no Fiji is given, or one that it cannot drive.
+    """
+    if wanted.back_end == "ij1":
+        return None
+    try:
+        fiji = fiji_directory(wanted.fiji)
+    except InputRejected:
+        if wanted.back_end == "pyimagej":
+            raise
+        return None
+    if wanted.back_end == "pyimagej":
+        if fiji is None:
+            raise InputRejected(
+                f"the back end pyimagej needs a Fiji directory: give --fiji, or set {FIJI_VARIABLE}."
+            )
+        return fiji
+    return fiji if importlib.util.find_spec("imagej") is not None else None
 
 
 def detect(
@@ -124,13 +179,9 @@ def detect_movie(
     if engine.storm is None:
         yield from detect_frames_of(source, wanted, pixel_nm=pixel_nm, camera=known, on_step=on_step)
         return
-    storm = engine.storm
-    wavelet = WaveletFilter(scale=wanted.wavelet_scale, order=wanted.wavelet_order)
-    neighbours: Connectivity = "8-neighbourhood" if wanted.connectivity == 8 else "4-neighbourhood"
-    detector = LocalMaximum(wanted.threshold, neighbours)
 
     def find(counts: NDArray[Any]) -> pd.DataFrame:
-        return storm.detect(counts[:, 0], camera=known, pixel_nm=pixel_nm, filter=wavelet, detector=detector)
+        return find_candidates(engine, counts[:, 0], wanted, pixel_nm=pixel_nm, camera=known)
 
     def check(counts: NDArray[Any]) -> None:
         if counts.shape[1] != 1:
@@ -140,6 +191,27 @@ def detect_movie(
     empty = pd.DataFrame({name: pd.Series(dtype="float64") for name in columns})
     work = Work(find, empty, check, pixel_nm, wanted.block_pixels)
     yield from in_blocks(source, work, on_step=on_step)
+
+
+def find_candidates(
+    engine: Engine,
+    counts: NDArray[Any],
+    options: DetectOptions,
+    *,
+    pixel_nm: float,
+    camera: Camera,
+) -> pd.DataFrame:
+    """Candidates in frames (T, H, W); ThunderSTORM takes of the options threshold, connectivity and wavelet."""
+    if engine.storm is None:
+        return detect_frames(counts, options, pixel_nm=pixel_nm, camera=camera)
+    neighbours: Connectivity = "8-neighbourhood" if options.connectivity == 8 else "4-neighbourhood"
+    return engine.storm.detect(
+        counts,
+        camera=camera,
+        pixel_nm=pixel_nm,
+        filter=WaveletFilter(scale=options.wavelet_scale, order=options.wavelet_order),
+        detector=LocalMaximum(options.threshold, neighbours),
+    )
 
 
 def run(

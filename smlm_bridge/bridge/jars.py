@@ -201,8 +201,20 @@ def find_thunderstorm(plugins: str | Path | None = None, *, fiji: str | Path | N
                 f"there is no ThunderSTORM in {place}; give its jar (Thunder_STORM.jar) or the folder it is in."
             )
         return plugin
-    directory = fiji_directory(fiji)
-    return None if directory is None else _first_plugin(directory / "plugins")
+    folder = _plugins_of(fiji)
+    return None if folder is None else _first_plugin(folder)
+
+
+def _plugins_of(fiji: str | Path | None) -> Path | None:
+    """The plugins of a Fiji directory; it need not be one that pyimagej can drive."""
+    named = fiji or os.environ.get(FIJI_VARIABLE)
+    if not named:
+        return None
+    folder = Path(named).resolve() / "plugins"
+    if not folder.is_dir():
+        fiji_directory(named)  # says what is wrong with it
+        raise InputRejected(f"{Path(named).resolve()} is no Fiji directory: it has no folder 'plugins'.")
+    return folder
 
 
 def _first_plugin(place: Path) -> Plugin | None:

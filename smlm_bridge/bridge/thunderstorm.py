@@ -45,6 +45,7 @@ from smlm_bridge.bridge.tables import read_from_thunderstorm, write_for_thunders
 from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected, SmlmError
 from smlm_bridge.io.drift import load_drift
+from smlm_bridge.post.colocalization import Colocalization
 from smlm_bridge.post.drift import Drift
 
 _log = logging.getLogger(__name__)
@@ -324,7 +325,8 @@ class ThunderStorm:
         wanted = settings or CrossCorrelation()
         options = wanted.options(self.version)
         if isinstance(wanted, DriftFile):
-            return self.post_process("drift", options), load_drift(wanted.path, pixel_nm=self._pixel_nm)
+            with self._without_plots():
+                return self.post_process("drift", options), load_drift(wanted.path, pixel_nm=self._pixel_nm)
         with tempfile.TemporaryDirectory() as folder, self._without_plots():
             path = Path(folder, "drift.json")
             table = self.post_process("drift", {**options, "save": True, "path": path})
@@ -334,13 +336,19 @@ class ThunderStorm:
 
     @contextlib.contextmanager
     def _without_plots(self) -> Iterator[None]:
-        """Batch mode: every drift would leave a plot, which becomes the active image."""
-        interpreter = java_class("ij.macro.Interpreter")
+        """Batch mode, and what came up is closed: every drift leaves a plot, which becomes the active image."""
+        interpreter, manager = java_class("ij.macro.Interpreter"), java_class("ij.WindowManager")
         before = bool(interpreter.batchMode)
+        known = {int(number) for number in manager.getIDList() or ()}
         interpreter.batchMode = True
         try:
             yield
         finally:
+            for number in manager.getIDList() or ():
+                image = manager.getImage(int(number))
+                if int(number) not in known and image is not None:
+                    image.changes = False
+                    image.close()
             interpreter.batchMode = before
 
     def render(
@@ -385,10 +393,7 @@ class ThunderStorm:
             new = [int(number) for number in manager.getIDList() or () if int(number) not in before]
             if not new:
                 raise JavaError("ThunderSTORM drew no picture.")
-            image = manager.getImage(new[-1])
-            pixels = self.gateway.from_image(image).astype(np.float32)
-            image.changes = False
-            image.close()
+            pixels = self.gateway.from_image(manager.getImage(new[-1])).astype(np.float32)
         return pixels if wanted.threed else pixels[0]
 
     def calibrate(
@@ -460,6 +465,16 @@ class ThunderStorm:
         from smlm_bridge.bridge.direct import cross_correlation
 
         return cross_correlation(self, locs, settings or CrossCorrelation(), pixel_nm=pixel_nm)
+
+    def colocalize(self, locs: pd.DataFrame, other: pd.DataFrame, **settings: Any) -> Colocalization:
+        """ThunderSTORM's CBC of every row of ``locs`` in ``other``, by its own classes.
+
+        Settings are ``radius_step_nm``, ``steps`` and ``dimensions``, as of ``post.colocalization.colocalize``. In
+        three dimensions ThunderSTORM divides its counts by areas where we divide by volumes.
+        """
+        from smlm_bridge.bridge.direct import colocalize
+
+        return colocalize(self, locs, other, **settings)
 
 
 _OPEN: dict[int, ThunderStorm] = {}

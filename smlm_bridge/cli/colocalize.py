@@ -84,7 +84,11 @@ def _with_columns(table: "pd.DataFrame", found: "Colocalization") -> "pd.DataFra
     import numpy as np
 
     return table.assign(
-        cbc=np.nan_to_num(found.cbc, nan=0.0), nn_dist=found.distance_nm, nn_count=found.neighbours[:, -1]
+        **{
+            "cbc": np.nan_to_num(found.cbc, nan=0.0),
+            "nn_dist [nm]": found.distance_nm,  # ThunderSTORM's name of it
+            "nn_count": found.neighbours[:, -1],
+        }
     )
 
 

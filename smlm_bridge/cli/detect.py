@@ -1,6 +1,5 @@
 """``detect``: candidates of emitters in frames, as ThunderSTORM finds them."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +16,7 @@ from smlm_bridge.cli.common import (
 )
 from smlm_bridge.cli.movies import camera_of
 from smlm_bridge.cli.reporting import Summary, aligned
+from smlm_bridge.cli.thunderstorm_group import Where, where_options
 from smlm_bridge.cli.values import FRAMES, RANGE, ROI
 from smlm_bridge.errors import InputRejected, SmlmError
 
@@ -72,6 +72,7 @@ DETECTOR = Literal["wavelet", "dog", "thunderstorm"]
 @click.option("--frames", type=FRAMES, help="First and last frame, from 1, both included.")
 @click.option("--roi", type=ROI, help="Region in pixels: column, row, width, height.")
 @not_built("--channel2", "--split")
+@where_options()
 @setup_options(optics=False)
 def command(
     run: Run,
@@ -88,6 +89,7 @@ def command(
     frames: tuple[int, int] | None,
     roi: tuple[int, int, int, int] | None,
     setup: SetupReader,
+    where: Where,
 ) -> Summary:
     """Find candidates of emitters in FRAMES: TIFF files in order, a folder or a quoted pattern.
 
@@ -96,6 +98,7 @@ def command(
     functions std, var, mean, median, max, min, sum and abs, and arithmetic. Of the camera only the offset
     counts; absent, that of the file. A frame that fails is left out and named.
     """
+    where.only_for("--detector thunderstorm", detector == "thunderstorm")
     run.outputs(output)
     from smlm_bridge.camera import Camera
     from smlm_bridge.detect import DetectOptions, detect
@@ -119,7 +122,7 @@ def command(
             pixel_nm, "the size of a pixel is not in the file: give --pixel-nm, or --setup FILE.toml."
         )
         camera = camera_of(source, known.camera or Camera(offset=source.camera_offset or 0.0))
-        search = _thunderstorm(run) if detector == "thunderstorm" else detect
+        search = _thunderstorm(run, where) if detector == "thunderstorm" else detect
         blocks = search(source, options, pixel_nm=pixel_nm, camera=camera, on_step=on_step)
         table, failed = _collect(blocks, source)
     write_table(output, table, overwrite=run.overwrite)
@@ -134,16 +137,13 @@ def command(
     return Summary(values, aligned({"table": str(output), **values}))
 
 
-def _thunderstorm(run: Run) -> "Callable[..., Iterator[Block]]":
+def _thunderstorm(run: Run, where: Where) -> "Callable[..., Iterator[Block]]":
     """ThunderSTORM's own detector; without the plugin ours of the same algorithm, which is said."""
     from functools import partial
 
     from smlm_bridge.bridge import engines
 
-    chosen = engines.open_engine()
-    if chosen.note and not run.quiet:
-        print(f"Warning: {chosen.note}", file=sys.stderr)
-    return partial(engines.detect_movie, chosen)
+    return partial(engines.detect_movie, where.engine(run))
 
 
 def _check(source: "FrameSource") -> None:

@@ -8,6 +8,7 @@ import click
 
 from smlm_bridge.cli.common import PATH, Run, file_option, output_option, verb
 from smlm_bridge.cli.reporting import Summary, aligned
+from smlm_bridge.cli.thunderstorm_group import Where, where_options
 from smlm_bridge.cli.values import PAIR
 from smlm_bridge.errors import UsageError
 
@@ -61,6 +62,7 @@ PLOT_EXTENSION = ".drift.png"
     "--segment-frames", type=click.IntRange(min=1), help="Frames that share one estimate; absent: chosen."
 )
 @click.option("--pixel-nm", type=float, help="Pixel for tables and drifts whose lengths are in pixels.")
+@where_options()
 def command(
     run: Run,
     locs: Path,
@@ -74,12 +76,14 @@ def command(
     apply: Path | None,
     segment_frames: int | None,
     pixel_nm: float | None,
+    where: Where,
 ) -> Summary:
     """Estimate the drift of the table LOCS and take it out.
 
     The localizations (or the beads) are always split at random into halves, each is estimated, and
-    split_half_rms_nm says how much the two differ; a warning follows where that is too much, and the drift is
-    always drawn. z is corrected too where LOCS has z and enough molecules that were seen several times.
+    split_half_rms_nm says how much the two differ; residual_rms_nm is the motion that the localizations of
+    a frame still share. A warning follows where either is too much, and the drift is always drawn. z is
+    corrected too where LOCS has z and enough molecules that were seen several times.
     """
     from smlm_bridge.io.atomic import atomic_output
     from smlm_bridge.io.drift import save_drift
@@ -95,6 +99,7 @@ def command(
         )
     if engine == "thunderstorm" and apply is None and pixel_nm is None:
         raise UsageError("--engine thunderstorm correlates in camera pixels: give --pixel-nm.")
+    where.only_for("--engine thunderstorm", engine == "thunderstorm" and apply is None)
     plot = plot or (output or save or locs).with_suffix(PLOT_EXTENSION)
     run.outputs(output, save, plot)
     table = read(locs, pixel_nm=pixel_nm)
@@ -106,7 +111,7 @@ def command(
         "fiducial_radius_nm": fiducial_radius_nm,
     }
     if engine == "thunderstorm" and apply is None:
-        drift = _thunderstorm(run, table, pixel_nm)
+        drift = _thunderstorm(run, where, table, pixel_nm)
     else:
         drift = _drift(table, DriftOptions(**known), apply, pixel_nm)  # type: ignore[arg-type]
     if not run.quiet:
@@ -123,6 +128,7 @@ def command(
         "max_drift_nm": drift.max_drift_nm,
         "split_half_rms_nm": drift.split_half_rms_nm,
         "split_half_z_rms_nm": drift.split_half_z_rms_nm,
+        "residual_rms_nm": drift.residual_rms_nm,
         "z_corrected": drift.z_nm is not None and "z_nm" in table,
         "localizations": len(table),
         "plot": str(plot),
@@ -131,15 +137,12 @@ def command(
     return Summary(values, aligned({name: value for name, value in values.items() if name != "warnings"}))
 
 
-def _thunderstorm(run: Run, table: "pd.DataFrame", pixel_nm: float | None) -> "Drift":
+def _thunderstorm(run: Run, where: Where, table: "pd.DataFrame", pixel_nm: float | None) -> "Drift":
     """By ThunderSTORM's cross-correlation; without the plugin by our own of the same algorithm, which is said."""
     from smlm_bridge.bridge import engines
 
-    chosen = engines.open_engine()
-    if chosen.note and not run.quiet:
-        print(f"Warning: {chosen.note}", file=sys.stderr)
     assert pixel_nm is not None
-    return engines.drift(chosen, table, pixel_nm=pixel_nm)
+    return engines.drift(where.engine(run), table, pixel_nm=pixel_nm)
 
 
 def _drift(

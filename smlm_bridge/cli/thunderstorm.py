@@ -8,7 +8,7 @@ import click
 from smlm_bridge.cli import thunderstorm_tables
 from smlm_bridge.cli.common import PATH, Run, SetupReader, output_option, required, setup_options
 from smlm_bridge.cli.reporting import Summary, aligned
-from smlm_bridge.cli.thunderstorm_group import Command, command, open_engine_of, open_plugin, step
+from smlm_bridge.cli.thunderstorm_group import Command, Where, command, step
 from smlm_bridge.cli.values import FRAMES, ROI
 from smlm_bridge.errors import InputRejected
 
@@ -136,9 +136,7 @@ def run_analysis(
     roi: tuple[int, int, int, int] | None,
     pixel_nm: float | None,
     setup: SetupReader,
-    plugins: Path | None,
-    fiji: Path | None,
-    mode: str,
+    where: Where,
 ) -> Summary:
     """Localize FRAMES as ThunderSTORM's 'Run analysis' does."""
     run.outputs(output)
@@ -162,13 +160,19 @@ def run_analysis(
     }[estimator]()
     analysis = modules.Analysis(_filter(filter_name), _detector(detector, threshold), chosen)
     counts, camera, pixel_nm, begin = _read(frames_in, setup, frames=frames, roi=roi, pixel_nm=pixel_nm)
-    engine = open_engine_of(run, plugins, fiji, mode)
+    engine = where.engine(run)
     with run.steps("ThunderSTORM") as on_step:
         on_step(0, len(counts))
         found = engines.run(engine, counts, analysis, camera=camera, pixel_nm=pixel_nm, timeout_s=timeout_s)
         on_step(len(counts), len(counts))
     write_table(output, _placed(found, begin, pixel_nm), overwrite=run.overwrite)
-    values = {"engine": engine.name, "frames": len(counts), "localizations": len(found), "pixel_nm": pixel_nm}
+    values = {
+        "engine": engine.name,
+        "back_end": engine.back_end,
+        "frames": len(counts),
+        "localizations": len(found),
+        "pixel_nm": pixel_nm,
+    }
     return Summary(values, aligned({"table": str(output), **values}))
 
 
@@ -231,9 +235,7 @@ def calibrate(
     roi: tuple[int, int, int, int] | None,
     pixel_nm: float | None,
     setup: SetupReader,
-    plugins: Path | None,
-    fiji: Path | None,
-    mode: str,
+    where: Where,
 ) -> Summary:
     """Calibrate astigmatism from the bead stack STACK by ThunderSTORM; without it take the verb calibrate."""
     run.outputs(output)
@@ -245,8 +247,13 @@ def calibrate(
     settings = Calibrating(z_step_nm, z_range_nm, model, fitradius=fit_radius_px)
     detector = LocalMaximum(threshold)
     counts, camera, pixel_nm, _ = _read(frames_in, setup, frames=frames, roi=roi, pixel_nm=pixel_nm)
-    storm = open_plugin(run, plugins, fiji, mode, "smlm-bridge calibrate --psf gaussian")
+    storm = where.plugin("smlm-bridge calibrate --psf gaussian")
     with atomic_output(output, overwrite=run.overwrite) as temporary:
         storm.calibrate(counts, temporary, settings, camera=camera, pixel_nm=pixel_nm, detector=detector)
-    values = {"engine": f"thunderstorm {storm.label}", "slices": len(counts), "pixel_nm": pixel_nm}
+    values = {
+        "engine": f"thunderstorm {storm.label}",
+        "back_end": storm.gateway.back_end,
+        "slices": len(counts),
+        "pixel_nm": pixel_nm,
+    }
     return Summary(values, aligned({"calibration": str(output), **values}))

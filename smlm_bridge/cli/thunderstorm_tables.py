@@ -7,7 +7,7 @@ import click
 
 from smlm_bridge.cli.common import PATH, Run, output_option
 from smlm_bridge.cli.reporting import Summary, aligned
-from smlm_bridge.cli.thunderstorm_group import Command, open_engine_of, open_plugin, step
+from smlm_bridge.cli.thunderstorm_group import Command, Where, step
 from smlm_bridge.cli.values import SIZE
 from smlm_bridge.errors import UsageError
 
@@ -61,9 +61,7 @@ def drift(
     distance_nm: float,
     on_time_ratio: float,
     pixel_nm: float,
-    plugins: Path | None,
-    fiji: Path | None,
-    mode: str,
+    where: Where,
 ) -> Summary:
     """Estimate the drift of the table LOCS as ThunderSTORM does and take it out."""
     if output is None and save is None:
@@ -82,13 +80,18 @@ def drift(
     elif load is not None:
         settings = DriftFile(load)
     table = read(locs, pixel_nm=pixel_nm)
-    engine = open_engine_of(run, plugins, fiji, mode)
+    engine = where.engine(run)
     corrected, found = engines.corrected(engine, table, settings, pixel_nm=pixel_nm)
     if output is not None:
         write(output, corrected, pixel_nm=pixel_nm, overwrite=run.overwrite)
     if save is not None:
         save_drift(save, found, overwrite=run.overwrite)
-    values = {"engine": engine.name, "localizations": len(table), "max_drift_nm": found.max_drift_nm}
+    values = {
+        "engine": engine.name,
+        "back_end": engine.back_end,
+        "localizations": len(table),
+        "max_drift_nm": found.max_drift_nm,
+    }
     return Summary(values, aligned(values))
 
 
@@ -102,7 +105,12 @@ def _table_step(
     table = read(locs, pixel_nm=pixel_nm)
     left = action(engine, table)
     write(output, left, pixel_nm=pixel_nm, overwrite=run.overwrite)
-    values = {"engine": engine.name, "localizations_in": len(table), "localizations_out": len(left)}
+    values = {
+        "engine": engine.name,
+        "back_end": engine.back_end,
+        "localizations_in": len(table),
+        "localizations_out": len(left),
+    }
     return Summary(values, aligned({"table": str(output), **values}))
 
 
@@ -134,16 +142,14 @@ def merge(
     frames_per_molecule: int,
     z_weight: float,
     pixel_nm: float,
-    plugins: Path | None,
-    fiji: Path | None,
-    mode: str,
+    where: Where,
 ) -> Summary:
     """Merge the blinks of molecules in the table LOCS as ThunderSTORM does."""
     from smlm_bridge.bridge import engines
     from smlm_bridge.bridge.settings import Merging
 
     settings = Merging(distance_nm, off_frames, frames_per_molecule, z_weight)
-    engine = open_engine_of(run, plugins, fiji, mode)
+    engine = where.engine(run)
     return _table_step(
         run, locs, output, pixel_nm, engine, lambda e, t: engines.merged(e, t, settings, pixel_nm=pixel_nm)
     )
@@ -179,9 +185,7 @@ def filter_table(
     density_dimensions: str,
     duplicates: str | None,
     pixel_nm: float,
-    plugins: Path | None,
-    fiji: Path | None,
-    mode: str,
+    where: Where,
 ) -> Summary:
     """Filter the table LOCS as ThunderSTORM does: by FORMULA, then duplicates, then density."""
     if formula is None and density_radius_nm is None and duplicates is None:
@@ -199,7 +203,7 @@ def filter_table(
             table = engines.unique(engine, table, _radius(duplicates), pixel_nm=pixel_nm)
         return engines.dense(engine, table, density, pixel_nm=pixel_nm) if density else table
 
-    engine = open_engine_of(run, plugins, fiji, mode)
+    engine = where.engine(run)
     return _table_step(run, locs, output, pixel_nm, engine, action)
 
 
@@ -238,9 +242,7 @@ def render(
     magnification: float,
     size_px: tuple[int, int],
     pixel_nm: float,
-    plugins: Path | None,
-    fiji: Path | None,
-    mode: str,
+    where: Where,
 ) -> Summary:
     """Draw the table LOCS by ThunderSTORM's renderers; without the plugin take the verb render."""
     run.outputs(output)
@@ -248,7 +250,7 @@ def render(
     from smlm_bridge.io.atomic import atomic_output
     from smlm_bridge.io.formats import read
 
-    storm = open_plugin(run, plugins, fiji, mode, "smlm-bridge render")
+    storm = where.plugin("smlm-bridge render")
     kinds: dict[str, type[modules.Renderer]] = {
         "ash": modules.AveragedShiftedHistograms,
         "gaussian": modules.NormalizedGaussian,
@@ -264,6 +266,7 @@ def render(
         tifffile.imwrite(temporary, picture, photometric="minisblack")
     values = {
         "engine": f"thunderstorm {storm.label}",
+        "back_end": storm.gateway.back_end,
         "localizations": len(table),
         "size": list(picture.shape),
     }

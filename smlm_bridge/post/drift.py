@@ -3,7 +3,8 @@
 Estimating and applying are separate. Every estimate is checked by splitting the localizations (or the
 fiducials) at random into halves and estimating each: where the two disagree, the result carries a warning. That
 check sees noise and lost tracks; it cannot see what both halves share. Drift that is quicker than the segments
-shows when every second segment is left out, and is warned of too; a pattern fixed to the camera is not seen.
+shows when every second segment is left out or, where it swings within them, in what the localizations of a frame
+have in common (``drift_residual``), and is warned of too; a pattern fixed to the camera is not seen.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.locs import validate
 from smlm_bridge.post.drift_estimate import Curves, Rows, curves, rows_of
+from smlm_bridge.post.drift_residual import Residual, residual_motion
 
 FloatArray = NDArray[np.float64]
 Engine = Literal["auto", "aim", "comet", "rcc", "fiducials"]
@@ -28,6 +30,10 @@ DISAGREEMENT_NM: Final = 10.0
 COMET_BELOW: Final = 50_000
 #: A fiducial whose place is given moves no farther from it.
 FIDUCIAL_RADIUS_NM: Final = 500.0
+
+#: Motion that is left (rms, nm) and blurs as much is told, if it stands out of its error so many times.
+LEFT_NM: Final = 5.0
+_SIGNIFICANT: Final = 5.0
 
 _LOST_SHARE: Final = 0.02
 _FEW_SEGMENTS: Final = 8
@@ -54,6 +60,9 @@ class Drift:
         estimate from all is about half as wrong. None where it was not computed (a drift from a file).
     split_half_z_rms_nm
         Likewise in z.
+    residual_rms_nm
+        Motion that the corrected localizations of a frame still share, rms per axis in x and y; None where it does
+        not stand out of its error, or was not computed.
     warnings
         What to know before it is trusted.
 
@@ -71,6 +80,7 @@ class Drift:
     max_drift_nm: float = 0.0
     split_half_rms_nm: float | None = None
     split_half_z_rms_nm: float | None = None
+    residual_rms_nm: float | None = None
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -213,6 +223,7 @@ def estimate_drift(locs: pd.DataFrame, options: DriftOptions | None = None) -> D
     lateral = float(np.sqrt((rms[:2] ** 2).mean()))
     axial = float(rms[2]) if axes == 3 else None
     x, y, *rest = whole.xyz_nm.T
+    left = _left(rows, whole.xyz_nm[:, :2])
     return Drift(
         frames,
         x,
@@ -222,12 +233,21 @@ def estimate_drift(locs: pd.DataFrame, options: DriftOptions | None = None) -> D
         max_drift_nm=float(np.hypot(x, y).max()),
         split_half_rms_nm=lateral,
         split_half_z_rms_nm=axial,
-        warnings=_warnings(rows, whole, lateral, axial, has_z="z_nm" in table),
+        residual_rms_nm=None if left is None else left.rms_nm,
+        warnings=_warnings(rows, whole, lateral, axial, left=left, has_z="z_nm" in table),
     )
 
 
+def _left(rows: Rows, curve: FloatArray) -> Residual | None:
+    """Motion that the curve left in the localizations; None where it does not stand out of its error."""
+    xy = rows.xyz_nm[:, :2] - curve[rows.frame - rows.edges[0]]
+    segment = np.searchsorted(rows.edges, rows.frame, side="right") - 1
+    found = residual_motion(rows.frame, xy, segment, cell_nm=rows.kernel_nm)
+    return None if found is None or found.significance < _SIGNIFICANT else found
+
+
 def _warnings(
-    rows: Rows, whole: Curves, lateral: float, axial: float | None, *, has_z: bool
+    rows: Rows, whole: Curves, lateral: float, axial: float | None, *, left: Residual | None, has_z: bool
 ) -> tuple[str, ...]:
     texts = []
     advice = "Do not trust it before you have looked at its plot; longer segments may help."
@@ -235,16 +255,7 @@ def _warnings(
         texts.append(f"the halves of the localizations disagree by {lateral:.1f} nm rms in x and y. {advice}")
     if axial is not None and axial > max(DISAGREEMENT_NM, 0.5 * (rows.sigma_z_nm or 0.0)):
         texts.append(f"the halves of the localizations disagree by {axial:.1f} nm rms in z. {advice}")
-    if whole.coarse_nm > DISAGREEMENT_NM:
-        texts.append(
-            f"the segments are too long for this drift: without every second one the curve moves by "
-            f"{whole.coarse_nm:.1f} nm in x and y. More localizations, or shorter segments, would follow it."
-        )
-    elif rows.marker is None and not rows.given and rows.edges.size - 1 < _FEW_SEGMENTS:
-        texts.append(
-            f"so few localizations make {rows.edges.size - 1} segments only: drift that is quicker is not "
-            "followed, and the halves cannot tell."
-        )
+    texts += _quick(rows, whole, left)
     if whole.lost > _LOST_SHARE and rows.marker is not None:
         texts.append(f"{100 * whole.lost:.0f} % of the movie shows no fiducial. {advice}")
     elif whole.lost > _LOST_SHARE:
@@ -254,3 +265,27 @@ def _warnings(
     if rows.marker is not None and rows.marker.max() == 0:
         texts.append("one fiducial only: if it moves by itself, that is taken for drift.")
     return tuple(texts)
+
+
+def _quick(rows: Rows, whole: Curves, left: Residual | None) -> list[str]:
+    """Warnings of drift that is quicker than the segments."""
+    texts = []
+    segments = rows.edges.size - 1
+    if whole.coarse_nm > DISAGREEMENT_NM:
+        texts.append(
+            f"the segments are too long for this drift: without every second one the curve moves by "
+            f"{whole.coarse_nm:.1f} nm in x and y. More localizations, or shorter segments, would follow it."
+        )
+    elif rows.marker is None and not rows.given and segments < _FEW_SEGMENTS:
+        texts.append(
+            f"so few localizations make {segments} segments only: drift that is quicker is not followed, and the "
+            "halves cannot tell."
+        )
+    blur = max(LEFT_NM, 0.5 * (rows.sigma_xy_nm or 0.0))
+    if left is not None and left.rms_nm > blur:
+        texts.append(
+            f"the localizations of a frame still move together, by {left.rms_nm:.1f} nm rms in x and y: the "
+            "sample moves quicker than the segments, or the curve is wrong in places. Shorter segments follow it "
+            "where there are localizations enough; else this blur stays in the picture."
+        )
+    return texts

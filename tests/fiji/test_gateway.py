@@ -1,6 +1,9 @@
 """ImageJ from Python, really run: Maven Central's without a display, the system's under Xvfb."""
 
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +139,25 @@ def test_headless_roi_manager_says_why(headless: dict[str, Any]) -> None:
 
 def test_second_gateway_of_another_kind_is_refused(answers: dict[str, Any]) -> None:
     assert "a process has one" in message(answers["second"], "SmlmError")
+
+
+def test_an_imagej_too_old_for_the_patcher_is_named(imagej_jars: object) -> None:
+    jar = system_jar()
+    if jar is None:
+        pytest.skip("libij-java is not installed")
+    code = (
+        "from smlm_bridge.bridge.gateway import GatewayOptions, gateway\n"
+        "from smlm_bridge.errors import InputRejected\n"
+        "from pathlib import Path\n"
+        "import sys\n"
+        "try:\n    found = gateway(GatewayOptions('ij1', 'headless', Path(sys.argv[1]))).imagej_version\n"
+        "except InputRejected as error:\n    found = str(error)\n"
+        "print(found)\n"
+    )
+    call = [sys.executable, "-c", code, str(jar)]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout.count("\n") == 1
+    # Debian 12 has a class that the patcher makes invalid; later ones may run.
+    assert re.match(
+        r"the ImageJ in .* cannot be made to run without a display \(java\.lang|1\.5[4-9]", done.stdout
+    )

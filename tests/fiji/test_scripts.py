@@ -1,11 +1,14 @@
 """The commands under Plugins > SMLM Bridge, run by Groovy with ImageJ's jar against the real worker."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sysconfig
+import threading
+import time
 import tomllib
 import venv
 import zipfile
@@ -18,7 +21,10 @@ import numpy as np
 import pytest
 import tifffile
 
+from smlm_bridge.calibration import Calibration
 from smlm_bridge.cli import main
+from smlm_bridge.io.calibration import save_calibration
+from smlm_bridge.io.model import load_model
 from smlm_bridge.io.thunderstorm import read_table
 
 pytestmark = pytest.mark.fiji
@@ -332,6 +338,73 @@ def children_of(pid: int) -> list[str]:
     path = Path(f"/proc/{pid}/task/{pid}/children")
     tasks = path.parent.parent if path.exists() else Path("/nowhere")
     return [word for task in tasks.glob("*/children") for word in task.read_text().split()]
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of all processes that Java has started, and theirs (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    total = 0.0
+    for child in children_of(pid):
+        with contextlib.suppress(OSError):
+            total += cpu_seconds(int(child))
+    return total + own
+
+
+def after_work(fiji: Fiji, seconds: float, flag: Path) -> threading.Thread:
+    """Write a file once the processes of Python have worked for so long."""
+    begin = cpu_seconds(fiji.process.pid)
+
+    def wait() -> None:
+        while cpu_seconds(fiji.process.pid) < begin + seconds:
+            time.sleep(0.1)
+        flag.touch()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+def test_train_a_model_ends_can_be_cancelled_and_goes_on(
+    fiji: Fiji, gaussian_calibration: Calibration, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch", reason="the extra 'train' is not installed")
+    pytest.importorskip("onnx", reason="the extra 'train' is not installed")
+    folder = tmp_path / "my models µ"
+    folder.mkdir()
+    calibration = folder / "astigmatic.psf.h5"
+    save_calibration(calibration, gaussian_calibration)
+    model = folder / "quick.onnx"
+    values: dict[str, Any] = {"calibration": calibration, "model": model}
+    small = "--system single --box 13 --seed 1"
+    answer = fiji.run("Train_a_model", minutes=5, moreoptions=f"{small} --samples 4000", **values)
+    assert answer.get("error") is None, answer
+    samples = answer["outputs"]["samples"]
+    assert answer["outputs"]["modelpath"] == str(model)
+    assert 4000 <= samples < 5000  # whole batches
+    assert load_model(model).info.box_px == 13
+    assert f"quick.onnx, trained on {samples} " in answer["log"]
+    refused = fiji.run("Train_a_model", minutes=5, moreoptions=small, **values)
+    assert "overwrite" in refused["error"]
+
+    model.unlink()
+    model.with_suffix(".card.md").unlink()
+    flag = tmp_path / "now"
+    waiting = after_work(fiji, 20.0, flag)
+    cancelled = fiji.run("Train_a_model", minutes=20, moreoptions=small, how={"escape": str(flag)}, **values)
+    waiting.join()
+    assert "Cancelled; no model was written. quick.checkpoint stays" in cancelled["error"], cancelled
+    assert sorted(path.name for path in folder.iterdir()) == ["astigmatic.psf.h5", "quick.checkpoint"]
+    assert not children_of(fiji.process.pid)
+    on = fiji.run("Train_a_model", minutes=0.02, resume="true", moreoptions=small, **values)
+    assert on.get("error") is None, on
+    assert load_model(model).info.box_px == 13
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "astigmatic.psf.h5",
+        "quick.card.md",
+        "quick.onnx",
+    ]
 
 
 def test_the_macro_without_fiji_goes_from_movie_to_picture(fiji: Fiji, tmp_path: Path) -> None:
