@@ -1,26 +1,31 @@
 """Big movies, many movies, many processes: memory, what the parts cost, what processes bring.
 
     python benchmarks/big_data.py memory [--gigabytes 20]
-    python benchmarks/big_data.py parts [--frames 400]
+    python benchmarks/big_data.py parts [--frames 400 --repeats 9]
     python benchmarks/big_data.py processes [--frames 120]
     python benchmarks/big_data.py movies [--movies 1000]
 
 Frames are made on the spot. ``memory`` localizes a BigTIFF of 512 x 512 pixels through the command line, with an
 untrained network of one operator, so that reading, parts, merging and writing are what is measured. ``parts``
-compares CPU seconds of the parts with those of the plain generator ``localize``, ``processes`` the seconds by
-the clock of one and of two processes of one thread each, both with a shipped network; ``movies`` localizes many
-movies of two frames each and prints the slope of the memory and the CPU seconds beyond the work itself.
+compares CPU seconds of the parts with those of the plain generator ``localize``, also with the network left
+out; ``processes`` compares the seconds by the clock of one and of two processes of one thread each, with a
+shipped network; ``movies`` localizes many movies of two frames each and prints the slope of the memory and the
+CPU seconds beyond the work itself.
 """
 
 import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import tifffile
@@ -146,17 +151,33 @@ def parts(given: argparse.Namespace, folder: Path) -> None:
         store.remove()
         return table
 
-    seconds: dict[str, list[float]] = {"plain": [], "parts": []}
-    plain()
-    for _ in range(given.repeats):
-        for name, run in (("plain", plain), ("parts", through_parts)):
-            began = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - began)
-    least = {name: min(values) for name, values in seconds.items()}
-    extra = 100 * (least["parts"] / least["plain"] - 1)
-    print(f"{given.frames} frames, CPU seconds, least of {given.repeats}: {least}")
+    seconds = {"plain": plain, "parts": through_parts}
+    spent = medians(seconds, given.repeats)
+    extra = 100 * (spent["parts"] / spent["plain"] - 1)
+    print(f"{given.frames} frames, CPU seconds, medians of {given.repeats} alternating runs: {spent}")
     print(f"parts and manifest cost {extra:+.1f} % (bar 3 %)")
+    # The same with tables that are there already in place of the network: what is left is the cost itself.
+    found = recipe.work()
+    with recipe.opened() as (source, _work):
+        table = found.find(source.read(0, 1))
+    count = max(1, found.block_pixels // (source.height * source.width))
+    tables = pd.concat([table] * count, ignore_index=True)
+    idle = replace(found, find=lambda _counts: tables.copy())
+    with mock.patch.object(type(recipe), "work", return_value=idle):
+        alone = medians(seconds, 5 * given.repeats)
+    cost = alone["parts"] - alone["plain"]
+    print(f"without the network {alone}: {1e3 * cost:.1f} ms, {100 * cost / spent['plain']:+.2f} %")
+
+
+def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median CPU seconds of each, run in turns and in changing order; the first turn does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(repeats + 1):
+        for name in list(runs)[:: 1 if number % 2 else -1]:
+            began = time.process_time()
+            runs[name]()
+            seconds[name].append(time.process_time() - began)
+    return {name: round(statistics.median(values[1:]), 4) for name, values in seconds.items()}
 
 
 def processes(given: argparse.Namespace, folder: Path) -> None:

@@ -4,11 +4,16 @@ Everything is read or nothing: a field that is missing, unknown, of another kind
 names it.
 """
 
+import faulthandler
 import io
 import json
+import os
+import struct
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 import h5py
 import numpy as np
@@ -20,6 +25,8 @@ FORMAT: Final = "smlm_bridge calibration"
 PLAIN_VERSION, VERSION = 1, 2
 _MAPS: Final = ("offset", "e_per_adu", "read_noise_e")
 _LARGEST_MAP = 16_384**2
+_HEAP: Final = b"GCOL"
+_LONGEST_S = 5
 # What h5py and our own types raise when a file is damaged.
 _DAMAGE: Final = (TypeError, ValueError, OSError, AttributeError, RuntimeError, OverflowError, MemoryError)
 
@@ -50,6 +57,8 @@ def from_bytes(data: bytes, name: str, read: Callable[[h5py.File], Read]) -> Rea
     InputRejected
         If it is no calibration, of another version, or ``read`` fails on it.
     """
+    if _text_is_endless(data) or not _survived(data, read):
+        raise InputRejected(f"{name} is damaged: the HDF5 library cannot read it. Copy it again.")
     try:
         file = h5py.File(io.BytesIO(data), "r")
     except _DAMAGE as error:
@@ -66,6 +75,68 @@ def from_bytes(data: bytes, name: str, read: Callable[[h5py.File], Read]) -> Rea
             raise InputRejected(f"{name} lacks a field of a calibration: {error.args[0]}.") from error
         except _DAMAGE as error:
             raise InputRejected(f"{name} has a field of the wrong kind or is damaged: {error}.") from error
+
+
+def _survived(data: bytes, read: Callable[[h5py.File], Read]) -> bool:
+    """Whether a child process that reads a file comes to an end of its own.
+
+    The HDF5 library (2.0) crashes or does not return on some damaged files, which would take this process with it.
+    Only Linux promises that a child of a process with threads may go on; elsewhere nothing is tried.
+    """
+    if sys.platform != "linux":
+        return True
+    with warnings.catch_warnings():
+        # Of threads beside a fork: the child meets none of them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            child = os.fork()
+        except OSError:  # no room for another process
+            return True
+    if child == 0:
+        _read_and_leave(data, read)
+    try:
+        return os.WIFEXITED(os.waitpid(child, 0)[1])
+    except ChildProcessError:  # somebody else waited for it
+        return True
+
+
+def _read_and_leave(data: bytes, read: Callable[[h5py.File], Read]) -> NoReturn:
+    """In the child: read within limits and end without a word."""
+    import resource
+    import signal
+
+    try:
+        faulthandler.disable()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(6 * _LONGEST_S)  # should it wait for something
+        resource.setrlimit(resource.RLIMIT_CPU, (_LONGEST_S, _LONGEST_S))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with h5py.File(io.BytesIO(data), "r") as file:
+            _check_marks(file)
+            read(file)
+    finally:
+        os._exit(0)
+
+
+def _text_is_endless(data: bytes) -> bool:
+    """Whether the library would never return from reading a text of this file.
+
+    Texts lie in collections of objects, each with its number, its uses and its size (HDF5 file format 3.0, III.E
+    "Global Heap"); number 0 is the free space at the end and counts its own header. The library walks along the
+    sizes and does not mind a step of none, nor one around the range of its integers.
+    """
+    start = data.find(_HEAP)
+    while start >= 0:
+        size = int.from_bytes(data[start + 8 : start + 16], "little")
+        place, end = start + 16, min(start + size, len(data))
+        while place + 16 <= end:
+            number, _uses, length = struct.unpack_from("<HH4xQ", data, place)
+            step = length if number == 0 else 16 + -(-length // 8) * 8
+            if step < 8 or place + step > end:
+                return True
+            place += step
+        start = data.find(_HEAP, start + 4)
+    return False
 
 
 def _check_marks(file: h5py.File) -> None:

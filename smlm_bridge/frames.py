@@ -1,5 +1,6 @@
 """A movie read in blocks, and work done on it block by block: what ``detect`` and ``localize`` share."""
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,8 +64,9 @@ class Work:
     Parameters
     ----------
     find
-        Counts (T, C, H, W) to a table whose ``frame``, ``x_nm``, ``y_nm`` (and ``row``, ``column`` if there) refer
-        to these counts; raises ``InputRejected`` for a frame it cannot work on.
+        Counts (T, (2k + 1) C, H, W), k being ``context``, to a table whose ``frame``, ``x_nm``, ``y_nm`` (and
+        ``row``, ``column`` if there) refer to these counts; raises ``InputRejected`` for a frame it cannot
+        work on.
     empty
         A table of ``find`` without rows.
     check
@@ -73,6 +75,10 @@ class Work:
         Camera pixel.
     block_pixels
         Pixels that are worked on at once.
+    context
+        Frames before and after each frame that ``find`` looks at: their channels stand before and behind the
+        frame's own, in the order of time. A neighbour that is not there (before the first frame, behind the
+        last), cannot be read or is not finite is replaced by the frame itself.
     """
 
     find: Callable[[Counts], pd.DataFrame]
@@ -80,6 +86,12 @@ class Work:
     check: Callable[[Counts], None]
     pixel_nm: float
     block_pixels: int
+    context: int = 0
+
+    def own(self, counts: Counts) -> Counts:
+        """The frames (T, C, H, W) themselves, of counts with their neighbours."""
+        channels = counts.shape[1] // (2 * self.context + 1)
+        return counts[:, self.context * channels : (self.context + 1) * channels]
 
 
 def in_blocks(
@@ -88,6 +100,7 @@ def in_blocks(
     *,
     start: int = 0,
     stop: int | None = None,
+    n_frames: int | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Iterator[Block]:
     """Work through a movie in order; positions and frames of the tables refer to the whole input movie.
@@ -101,6 +114,8 @@ def in_blocks(
         The movie, and what is done with its frames.
     start, stop
         Frames of the source (from 0, end excluded); None means to its end.
+    n_frames
+        Frames of the movie, beyond which no neighbours are looked at; None means all of the source.
     on_step
         Called with (frames done, frames in all).
 
@@ -110,10 +125,13 @@ def in_blocks(
         If ``work.check`` refuses.
     """
     end = source.n_frames if stop is None else stop
+    read: Read = source.read
+    if work.context:
+        read = functools.partial(_with_neighbours, source, work.context, n_frames or source.n_frames)
     first, last = start, min(start + 1, end)
     # All reading ahead happens in one thread, and none while a frame is read again: a source is read by one.
     with ThreadPoolExecutor(1, thread_name_prefix="reader") as reader:
-        ahead = reader.submit(source.read, first, last)
+        ahead = reader.submit(read, first, last)
         while first < end:
             failure: Exception | None = None
             try:
@@ -126,9 +144,9 @@ def in_blocks(
                 count = max(1, work.block_pixels // max(1, counts.shape[-2] * counts.shape[-1]))
             following = min(end, last + count)
             if failure is not None:
-                block = _one_by_one(failure, source.read, source, (first, last), work)
+                block = _one_by_one(failure, read, source, (first, last), work)
             if last < end:
-                ahead = reader.submit(source.read, last, following)
+                ahead = reader.submit(read, last, following)
             if failure is None:
                 block = _worked(counts, source, (first, last), work)
             yield block
@@ -143,6 +161,33 @@ def whole_block(blocks: Iterable[Block], work: Work) -> Block:
     tables = [part.table for part in parts if len(part.table)] or [work.empty]
     failed = {frame: reason for part in parts for frame, reason in part.failed.items()}
     return Block(parts[0].first, parts[-1].stop, pd.concat(tables, ignore_index=True), failed)
+
+
+def _with_neighbours(source: Frames, context: int, n_frames: int, start: int, stop: int) -> Counts:
+    """Counts of frames with those of their neighbours, as ``Work.context`` says.
+
+    Each frame's depend on the movie alone, not on where a block begins or ends.
+    """
+    own = source.read(start, stop)
+    around = (*range(max(0, start - context), start), *range(stop, min(n_frames, stop + context)))
+    seen = {i: frame for i in around if (frame := _readable(source, i)) is not None}
+    seen |= {start + i: frame for i, frame in enumerate(own)}
+    usable = {i: frame for i, frame in seen.items() if np.isfinite(frame).all()}
+    steps = range(-context, context + 1)
+    return np.stack(
+        [np.concatenate([usable.get(start + i + k, frame) for k in steps]) for i, frame in enumerate(own)]
+    )
+
+
+def _readable(source: Frames, number: int) -> Counts | None:
+    """A frame (C, H, W), None if it is damaged."""
+    try:
+        frame: Counts = source.read(number, number + 1)[0]
+    except MissingDependency:
+        raise
+    except (SmlmError, OSError, ValueError):
+        return None
+    return frame
 
 
 def _worked(counts: Counts, source: Frames, span: tuple[int, int], work: Work) -> Block:

@@ -16,12 +16,15 @@ from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected, SmlmError
 from smlm_bridge.networks.trainable import Trainable
 from smlm_bridge.psf.protocol import PSF
+from smlm_bridge.ranks import Ranks
 from smlm_bridge.simulate.render import record, render
 from smlm_bridge.simulate.scene import Ranges, Scene
 
 NetworkT = TypeVar("NetworkT", bound=Trainable)
 OptionsT = TypeVar("OptionsT", bound="LoopOptions")
 RangesT = TypeVar("RangesT", bound=Ranges)
+
+_ALONE = Ranks()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class LoopOptions:
     samples, minutes
         The budget: whichever is used up first ends the training; the learning rate follows it.
     batch
-        Images a step.
+        Images a step, of each process that trains.
     learning_rate, weight_decay
         Of AdamW; the rate warms up over 1 % and then follows a cosine to zero.
     freeze_backbone
@@ -86,6 +89,9 @@ class Training(ABC, Generic[NetworkT, OptionsT, RangesT]):
     The loop is ``while not training.done: training.step()``; ``state_dict`` and ``load_state_dict`` carry
     weights, optimiser, random state and budget, so that a resumed training draws the very same images.
 
+    Several processes (``ranks``) draw images of their own and step with the mean of their gradients, so that all
+    have the same weights; ``step`` and ``state_dict`` are called by all of them.
+
     Raises
     ------
     InputRejected
@@ -105,13 +111,14 @@ class Training(ABC, Generic[NetworkT, OptionsT, RangesT]):
         *,
         device: torch.device | str = "cpu",
         start: Start | None = None,
+        ranks: Ranks = _ALONE,
     ) -> None:
         if options.freeze_backbone and start is None:
             raise InputRejected(
                 "a frozen backbone has to come from another training: give --from, or train all of it."
             )
         self.calibration, self.ranges, self.options = calibration, ranges, options
-        self.device = torch.device(device)
+        self.device, self.ranks = torch.device(device), ranks
         self.generator = torch.Generator(self.device).manual_seed(options.seed)
         self.psf = self._psf()
         scaling = self._scaling()
@@ -127,8 +134,9 @@ class Training(ABC, Generic[NetworkT, OptionsT, RangesT]):
         self.network.to(memory_format=torch.channels_last)
         learning = [value for value in self.network.parameters() if value.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            learning, lr=options.learning_rate, weight_decay=options.weight_decay
+            learning, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
         )
+        self.generator.manual_seed(ranks.seed(options.seed))  # network and scaling are those of the first
         self.progress = Progress()
 
     @abstractmethod
@@ -172,18 +180,22 @@ class Training(ABC, Generic[NetworkT, OptionsT, RangesT]):
             loss = sum(self.loss_weights[name] * term for name, term in terms.items())
         assert isinstance(loss, Tensor)
         loss.backward()  # type: ignore[no-untyped-call]
+        terms = {name: term.detach() for name, term in terms.items()}
+        self.ranks.average([*self._in_common(), *terms.values()])
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()
-        self.progress.samples += self.options.batch
-        self.progress.seconds += time.monotonic() - began
-        return {name: float(term.detach()) for name, term in terms.items()}
+        spent = torch.tensor(time.monotonic() - began, dtype=torch.float64)
+        self.ranks.average([spent])  # the learning rate and the end of the budget are those of all
+        self.progress.samples += self.options.batch * self.ranks.count
+        self.progress.seconds += float(spent)
+        return {name: float(term) for name, term in terms.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed training needs; tensors, numbers and strings only."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
+            "generator": self.ranks.gathered(self.generator.get_state()),
             "progress": asdict(self.progress),
             "options": asdict(self.options),
             "ranges": self.ranges.to_json(),
@@ -197,7 +209,8 @@ class Training(ABC, Generic[NetworkT, OptionsT, RangesT]):
         Raises
         ------
         InputRejected
-            If the checkpoint belongs to another calibration, other ranges or another network.
+            If the checkpoint belongs to another calibration, other ranges, another network or another number of
+            processes.
         """
         if state["calibration_hash"] != self.calibration.hash or state["ranges"] != self.ranges.to_json():
             raise InputRejected(
@@ -205,17 +218,30 @@ class Training(ABC, Generic[NetworkT, OptionsT, RangesT]):
                 "ones, or start afresh from its weights with --from."
             )
         for name in self.shape_options:
-            theirs, own = state["options"].get(name), getattr(self.options, name)
+            own = getattr(self.options, name)
+            theirs = state["options"].get(name, own)  # an earlier version did not have every option
             if theirs != own:
                 raise InputRejected(
                     f"the checkpoint's network has {name} {theirs}, this training {own}. Resume with the same "
                     "network."
                 )
+        generators = state["generator"].reshape(-1, state["generator"].shape[-1])
+        if len(generators) != self.ranks.count:
+            raise InputRejected(
+                f"the checkpoint is of {len(generators)} process(es) that trained together, this is of "
+                f"{self.ranks.count}. Resume with as many, or start afresh from its weights with --from."
+            )
         self.network.scaling = type(self.network.scaling)(**state["scaling"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        # A copy: torch reads from the start of the storage, whatever row this is.
+        self.generator.set_state(generators[self.ranks.rank].clone())
         self.progress = Progress(**state["progress"])
+
+    def _in_common(self) -> list[Tensor]:
+        """Gradients, and the running means of batch norm."""
+        gradients = [value.grad for value in self.network.parameters() if value.grad is not None]
+        return [*gradients, *(value for value in self.network.buffers() if value.is_floating_point())]
 
     def _photons(self, scene: Scene) -> Tensor:
         """(T, 1, H, W) recorded photo-electrons of a scene, by a part of the camera drawn at random."""

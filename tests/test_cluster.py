@@ -1,15 +1,18 @@
 """A movie through its parts: the table is the same whatever engine, block size, shards and interruptions."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import tifffile
 
+from smlm_bridge.cluster.dask_engine import _on_own_gpu
 from smlm_bridge.cluster.engines import engine
 from smlm_bridge.cluster.movie import Shard, localize_parts, merged
-from smlm_bridge.cluster.recipe import Recipe, absolute_model
+from smlm_bridge.cluster.recipe import Recipe, absolute_model, loaded_tool
 from smlm_bridge.errors import InputRejected, SmlmError
 from smlm_bridge.io.images import read_stack
 from smlm_bridge.io.model import load_model
@@ -74,6 +77,27 @@ def test_local_processes_listen_on_this_machine_only() -> None:
         ]
     assert len(found) >= 3
     assert set(found) <= {"127.0.0.1", "::1"}
+
+
+def test_the_network_is_loaded_once_a_process(recipe, tmp_path) -> None:
+    loaded_tool.cache_clear()
+    with engine(None) as running:
+        localize_parts(recipe, tmp_path / "p", running, block_frames=2)
+    assert loaded_tool.cache_info().misses == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "worker", "wanted"),
+    [("cuda", 2, 3, "cuda:1"), ("cuda", 2, "a-1", "cuda"), ("cuda", 1, 3, "cuda"), ("cpu", 2, 3, "cpu")],
+)
+def test_each_worker_has_a_gpu_where_there_are_several(
+    recipe, monkeypatch, device, gpus, worker, wanted
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(distributed, "get_worker", lambda: SimpleNamespace(name=worker))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert _on_own_gpu(replace(recipe, device=device)).device == wanted
 
 
 def test_shards_make_the_same_table(recipe, whole, tmp_path) -> None:

@@ -127,6 +127,21 @@ def test_ctrl_c_reaches_the_processes_too(movie, undisturbed, tmp_path) -> None:
     assert output.read_bytes() == undisturbed
 
 
+def test_processes_end_with_a_client_that_was_killed(movie, undisturbed, tmp_path) -> None:
+    pytest.importorskip("distributed")
+    output = tmp_path / "table.csv"
+    with started(movie, output, "--workers", "2") as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+    deadline = time.monotonic() + 30
+    while group_is_alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not group_is_alive(process.pid)
+    assert 0 < len(parts_of(output)) < FRAMES
+    assert localize(movie, output, "--resume", "--workers", "2") == 0
+    assert output.read_bytes() == undisturbed
+
+
 def group_is_alive(group: int) -> bool:
     try:
         os.killpg(group, 0)

@@ -1,6 +1,9 @@
 """Damaged and hostile files end with our own error: a small seeded part of ``benchmarks/fuzz_readers.py``."""
 
 import importlib.util
+import os
+import random
+import signal
 import struct
 import sys
 import zipfile
@@ -10,10 +13,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis.strategies import randoms
 
+from smlm_bridge.calibration_file import from_bytes
 from smlm_bridge.errors import InputRejected, SmlmError
+from smlm_bridge.io.calibration import load_calibration
 from smlm_bridge.io.deepimagej import check_package
+from smlm_bridge.io.drift import load_drift
 from smlm_bridge.io.images import open_frames
+from smlm_bridge.io.thunderstorm import read_table
 from smlm_bridge.pipeline import load_pipeline
 
 NAMES = [
@@ -71,12 +80,18 @@ def test_mutated_files_end_with_our_own_error(fuzz, tmp_path, name) -> None:
         pytest.importorskip("yaml")
     reader, path = readers[name], tmp_path / name
     refused = 0
-    for number in range(CASES):
-        path.write_bytes(module._case(reader, number, 1))
+
+    @settings(max_examples=CASES, derandomize=True, database=None, deadline=None)
+    @given(draw=randoms(use_true_random=False))
+    def read_one(draw: random.Random) -> None:
+        nonlocal refused
+        path.write_bytes(module.mutated(reader.seeds, draw))
         try:
             reader.read(path)
         except SmlmError:
             refused += 1
+
+    read_one()
     assert refused > 5
 
 
@@ -97,6 +112,59 @@ def test_pages_in_a_circle_are_refused(tmp_path, big, pages) -> None:
     path.write_bytes(bytes(data))
     with pytest.raises(InputRejected, match="back to itself"):
         open_frames(path)
+
+
+def test_a_frame_of_which_most_pieces_are_missing_is_refused(tmp_path) -> None:
+    """Else 600 MB are made ready, and the missing 929 792 pieces looked for."""
+    path = tmp_path / "movie.tif"
+    tifffile.imwrite(path, np.zeros((16, 20), np.uint16), compression="zlib", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        place = file.pages[0].tags["ImageLength"].valueoffset
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, place, 14_876_688)
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputRejected, match="929793 pieces"):
+        open_frames(path)
+
+
+@pytest.mark.parametrize(("number", "length"), [(0, 0), (0, 2**64 - 8), (1, 2**64 - 16), (1, 2**40)])
+def test_texts_without_an_end_are_refused(tmp_path, gaussian_calibration, number, length) -> None:
+    """The HDF5 library walks along the sizes of the texts, and never comes to an end (number 0 of size 0)."""
+    data = bytearray(gaussian_calibration.to_bytes())
+    place = data.index(b"GCOL") + 16
+    while number == 0 and struct.unpack_from("<H", data, place)[0]:
+        place += 16 + -(-struct.unpack_from("<Q", data, place + 8)[0] // 8) * 8
+    struct.pack_into("<Q", data, place + 8, length)
+    path = tmp_path / "c.psf.h5"
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputRejected, match="cannot read it"):
+        load_calibration(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a child of a process with threads go on")
+@pytest.mark.parametrize(
+    "way", [lambda _file: os.abort(), lambda _file: os.kill(os.getpid(), signal.SIGSEGV)]
+)
+def test_a_file_that_ends_the_library_is_refused(gaussian_calibration, way) -> None:
+    with pytest.raises(InputRejected, match="cannot read it"):
+        from_bytes(gaussian_calibration.to_bytes(), "c.psf.h5", way)
+
+
+@pytest.mark.parametrize(
+    "text", [b"frame,x [nm]\r1,2\r", b"frame,x [nm]\rx,y [nm]\n", b"a" * 200_000 + b",b\n1,2\n"]
+)
+def test_a_line_of_names_that_csv_does_not_know(tmp_path, text) -> None:
+    (tmp_path / "t.csv").write_bytes(text)
+    with pytest.raises(InputRejected):
+        read_table(tmp_path / "t.csv")
+
+
+def test_a_drift_of_endless_frames_is_refused(fuzz, tmp_path) -> None:
+    _module, readers = fuzz
+    text = readers["drift.json"].seeds[0].decode()
+    (tmp_path / "drift.json").write_text(text.replace('"maxFrame": 100', '"maxFrame": 1e999'))
+    with pytest.raises(InputRejected, match="infinity"):
+        load_drift(tmp_path / "drift.json")
 
 
 @pytest.mark.parametrize("images", [3, 2_000_000_000])

@@ -85,7 +85,7 @@ def test_other_settings_are_refused_and_named(tmp_path, work, frames, named) -> 
     ["", "[]", "{}", '{"format": "x", "version": 1}', "\x00", "[" * 100_000]
     + [
         json.dumps({"format": "smlm_bridge parts", "version": 1, "work": {}, "frames": f, "block_frames": b})
-        for f, b in ((-1, 1), (1, 0), ("a", 1), (None, 1))
+        for f, b in ((-1, 1), (1, 0), ("a", 1), (None, 1), (float("inf"), 1))
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path, text) -> None:

@@ -190,12 +190,18 @@ def queued(queue: str, file: str | None) -> Iterator[Dask]:
         given = dask_config.collect(paths=[file], env={})
     with dask_config.set(dask_config.merge(dask_config.config, given)):
         jobs = int(dask_config.get(f"jobqueue.{queue}.jobs", _DEFAULT_JOBS))
+        needed = ("cores", "memory")
+        missing = [name for name in needed if dask_config.get(f"jobqueue.{queue}.{name}", None) is None]
+        if missing:
+            raise InputRejected(
+                f"the configuration of '{queue}' does not say {' and '.join(missing)} of a job. Write them into "
+                f"~/.config/dask/jobqueue.yaml, or give --workers {queue}:FILE.yaml."
+            )
         try:
             cluster = getattr(jobqueue, f"{queue.upper()}Cluster")()
         except ValueError as error:
             raise InputRejected(
-                f"dask-jobqueue says of '{queue}': {error} Write cores and memory into its configuration "
-                f"(~/.config/dask/jobqueue.yaml, or --workers {queue}:FILE.yaml)."
+                f"dask-jobqueue does not take the configuration of '{queue}': {error}"
             ) from error
         with cluster, distributed.Client(cluster) as client:
             cluster.scale(jobs=jobs)

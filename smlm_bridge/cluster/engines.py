@@ -50,7 +50,9 @@ class Here:
                     on_frames(now - done)
                     done = now
 
-                blocks = in_blocks(source, work, start=start, stop=stop, on_step=on_step)
+                blocks = in_blocks(
+                    source, work, start=start, stop=stop, n_frames=store.manifest.frames, on_step=on_step
+                )
                 store.write(number, whole_block(blocks, work))
 
 

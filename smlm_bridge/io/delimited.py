@@ -49,7 +49,14 @@ def read_header(path: str | Path) -> Header:
     except UnicodeDecodeError:
         text, encoding = line.decode("latin-1"), "latin-1"  # "µm" from Windows programs
     delimiter = max(",\t;", key=text.count)
-    header = [label.strip().strip("'`") for label in next(csv.reader(io.StringIO(text), delimiter=delimiter))]
+    try:
+        names = next(csv.reader(io.StringIO(text), delimiter=delimiter))
+    except csv.Error as error:  # lines that end in CR alone, or a name of over 100 000 letters
+        raise InputRejected(
+            f"table {path}: the line of column names cannot be read ({error}). Save it as CSV with the line "
+            "ends of Windows or Unix."
+        ) from error
+    header = [label.strip().strip("'`") for label in names]
     if all(re.fullmatch(r"[-+.\dEe]+", label) for label in header):
         raise InputRejected(
             f"table {path} starts with numbers ({text.strip()[:60]}), not with column names. Add such a "

@@ -132,7 +132,7 @@ def from_thunderstorm_json(content: Mapping[str, Any], *, pixel_nm: float | None
         )
     except InputRejected:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError, AttributeError) as error:
         raise InputRejected(
             f"this is no drift of ThunderSTORM ({type(error).__name__}: {error}); it needs xFunction and "
             "yFunction with knots and polynomials, minFrame, maxFrame and units."

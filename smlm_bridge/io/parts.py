@@ -216,7 +216,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(dict(found["work"]), int(found["frames"]), int(found["block_frames"]))
     except InputRejected:
         raise
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputRejected(f"{path} cannot be read ({error!r}); give --overwrite to start again.") from error
     if manifest.frames < 0 or manifest.block_frames < 1:
         raise InputRejected(

@@ -194,6 +194,12 @@ def _check_kind(path: Path, series: Sequence[Any]) -> None:
             f"image {path} holds {len(series)} OME images (positions or scenes), one movie is allowed. "
             "Save one of them alone, for example in Fiji (Bio-Formats)."
         )
+    page = first.keyframe
+    if first.dataoffset is None and len(page.dataoffsets) < math.prod(page.chunked):
+        raise InputRejected(
+            f"image {path} is damaged: of the {math.prod(page.chunked)} pieces of its first frame of "
+            f"{page.imagewidth}x{page.imagelength} px it has {len(page.dataoffsets)}. Copy it again."
+        )
     sizes = sorted({s.shape[-2:] for s in series})
     if len(sizes) > 1 or len({s.dtype for s in series}) > 1:
         raise InputRejected(
