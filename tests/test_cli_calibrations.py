@@ -97,8 +97,9 @@ def test_calibrate_writes_averaged_beads(tmp_path: Path, capsys: pytest.CaptureF
         target, model = tmp_path / f"{psf}.psf.h5", tmp_path / f"{psf}.tif"
         said = run(
             capsys, "calibrate", tmp_path / "bead.tif", "-o", target, "--psf", psf, "--box-px", 21, "--z-step-nm",
-            -100 * 1.518 / 1.33, "--model-stack", model, *MICROSCOPE
+            -100 * 1.518 / 1.33, "--model-stack", model, "--report", tmp_path / f"{psf}.html", *MICROSCOPE
         )  # fmt: skip
+        assert "Best possible precision" in (tmp_path / f"{psf}.html").read_text(encoding="utf-8")
         assert (said["beads"], said["used"]) == (1, 1)
         assert float(str(said["rrse"])) < 0.1
         assert load_calibration(target).psf_kind == psf

@@ -19,7 +19,7 @@ from smlm_bridge.optics.pupil import Pupil
 from smlm_bridge.optics.zernike import noll_to_nm, zernike, zernike_basis
 from smlm_bridge.psf import pupil_psf
 from smlm_bridge.psf.pupil_psf import PupilPSF
-from smlm_bridge.psf.sampling import pupil_samples
+from smlm_bridge.psf.sampling import pupil_samples, sampling_error
 from smlm_bridge.psf.spectrum import SumPSF, spectral_psf
 
 NOLL_TABLE = {
@@ -323,6 +323,34 @@ def test_the_chosen_pupil_has_the_error_it_states(
     monkeypatch.setattr("smlm_bridge.psf.sampling._CANDIDATES", (32, 48))
     with pytest.raises(InputRejected, match="larger tolerance"):
         pupil_samples(optics, window_px=9, z_range_nm=z, tolerance=1e-9)
+
+
+def test_the_error_of_a_given_pupil_is_that_of_its_samples() -> None:
+    optics = dataclasses.replace(S1, focus_nm=300.0)
+    z = (0.0, 900.0)
+    errors = [
+        sampling_error(optics, Pupil.flat(n, {6: 0.6, 7: 0.3}), window_px=21, z_range_nm=z) for n in (48, 96)
+    ]
+    assert errors[1] < 0.5 * errors[0] < 0.05
+    pixelwise = Pupil(Pupil.flat(48).zernike_maps([6, 7]).sum(0) * 0.5, np.ones((48, 48)))
+    given = sampling_error(optics, pixelwise, window_px=21, z_range_nm=z)
+    exact = sampling_error(optics, Pupil.flat(48, {6: 0.5, 7: 0.5}), window_px=21, z_range_nm=z)
+    assert given == pytest.approx(exact, rel=0.25)
+
+
+def test_a_refined_pupil_is_the_same_on_twice_the_samples() -> None:
+    axis = Pupil.flat(32).rho_axis
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    coarse = Pupil(3.0 * x - 2.0 * y, 1.0 + 0.2 * x, zernike_rad={6: 0.4})
+    fine = coarse.refined()
+    assert fine.phase_rad.shape == (64, 64)
+    assert fine.sample_pitch == coarse.sample_pitch / 2
+    inner = slice(2, -2)
+    y, x = np.meshgrid(fine.rho_axis, fine.rho_axis, indexing="ij")
+    np.testing.assert_allclose(
+        np.angle(np.exp(1j * (fine.phase_rad - 3.0 * x + 2.0 * y)))[inner, inner], 0, atol=5e-3
+    )
+    np.testing.assert_allclose(fine.amplitude[inner, inner], (1.0 + 0.2 * x)[inner, inner], atol=1e-9)
 
 
 def test_moments_of_no_dipole_are_rejected() -> None:

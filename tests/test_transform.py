@@ -102,3 +102,27 @@ def test_what_is_no_json_object_is_rejected(text: str) -> None:
 def test_positions_have_two_columns() -> None:
     with pytest.raises(InputRejected, match=r"\(N, 2\)"):
         Transform.identity().apply([[1.0, 2.0, 3.0]])
+
+
+@pytest.mark.parametrize("kind", ["affine", "polynomial"])
+def test_a_region_of_both_channels_has_its_own_transform(kind: str) -> None:
+    """Cut at one corner of either channel, a point goes to the same place."""
+    terms = 3 if kind == "affine" else 6
+    coefficients = np.random.default_rng(2).normal(0, 5, (terms, 2))
+    coefficients[:3] += [[3000.0, 4000.0], [1010.0, 20.0], [-15.0, 990.0]]
+    whole = Transform(kind, coefficients, (2000.0, 2500.0), 1000.0)  # type: ignore[arg-type]
+    corner = (1100.0, 300.0)
+    at = np.array([[1500.0, 900.0], [4000.0, 3500.0]])
+    np.testing.assert_allclose(whole.between(corner).apply(at - corner), whole.apply(at) - corner, atol=1e-9)
+
+
+def test_slopes_are_finite_differences() -> None:
+    coefficients = np.random.default_rng(3).normal(0, 20, (6, 2))
+    coefficients[1:3] += [[1000.0, 0.0], [0.0, -1000.0]]
+    transform = Transform("polynomial", coefficients, (2000.0, 2500.0), 1000.0)
+    at = np.array([[1500.0, 900.0]])
+    for axis in (0, 1):
+        step = np.zeros(2)
+        step[axis] = 0.5
+        difference = transform.apply(at + step) - transform.apply(at - step)
+        np.testing.assert_allclose(transform.slopes(at)[0, :, axis], difference[0], atol=1e-6)

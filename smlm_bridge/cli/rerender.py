@@ -1,5 +1,6 @@
 """``rerender``: re-render localizations and compare with the frames."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,11 @@ from smlm_bridge.cli.common import (
     Run,
     SetupReader,
     file_option,
-    not_built,
     output_option,
     setup_options,
     verb,
 )
-from smlm_bridge.cli.movies import camera_of
+from smlm_bridge.cli.movies import cameras_of, channel_options, check_channels
 from smlm_bridge.cli.reporting import Summary, aligned
 from smlm_bridge.cli.values import FRAMES, ROI
 from smlm_bridge.errors import InputRejected
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from smlm_bridge.calibration import Calibration
     from smlm_bridge.camera import Camera
-    from smlm_bridge.io.images import FrameSource
+    from smlm_bridge.io.channels import Movie
+    from smlm_bridge.pair import PairCalibration
     from smlm_bridge.psf.protocol import PSF
+    from smlm_bridge.transform import Transform
 
 REACH_PX = 45
 
@@ -45,7 +48,7 @@ REACH_PX = 45
 @file_option("--residual", "Frames minus model, .tif.")
 @click.option("--frames", type=FRAMES, help="First and last frame, from 1, both included.")
 @click.option("--roi", type=ROI, help="Region in pixels: column, row, width, height.")
-@not_built("--channel2", "--split")
+@channel_options
 @setup_options(optics=False)
 def command(
     run: Run,
@@ -57,6 +60,8 @@ def command(
     residual: Path | None,
     frames: tuple[int, int] | None,
     roi: tuple[int, int, int, int] | None,
+    channel2: str | None,
+    split: str | None,
     setup: SetupReader,
 ) -> Summary:
     """Render the table LOCS with the PSF of CAL and compare with FRAMES, frame by frame.
@@ -64,30 +69,43 @@ def command(
     Photons and a bilinear background with nodes every 40 pixels are fitted anew, so that only positions and
     PSF are judged: explained_signal = 1 - sum (data - model)^2 / sum (data - background)^2. Of --setup only
     [camera] is read; options of the camera win over the calibration's.
+
+    CAL of two channels takes FRAMES of two (an axis C, --channel2 or --split); positions are those of channel 1,
+    photons are fitted in each channel, and explained_signal has a number for each.
     """
+    check_channels(channel2, split)
     run.outputs(output, residual)
     from smlm_bridge._optional import require
-    from smlm_bridge.io.calibration import load_calibration
-    from smlm_bridge.io.images import open_frames, write_stack
+    from smlm_bridge.io.calibration import load_channels
+    from smlm_bridge.io.channels import open_channels
+    from smlm_bridge.io.images import write_stack
     from smlm_bridge.io.thunderstorm import read_table
 
     require("torch", extra="train")
-    known = load_calibration(calibration)
-    pixel_nm = known.optics.pixel_nm
+    known = load_channels(calibration)
+    pixel_nm = known.channels[0].optics.pixel_nm
     table = read_table(locs, pixel_nm=pixel_nm)
-    psf = known.psf(device=run.device)
-    with open_frames(frames_in, frames=frames, roi=roi) as source:
-        if source.n_channels != 1:
+    with open_channels(frames_in, channel2=channel2 or (), split=split, frames=frames, roi=roi) as source:
+        if source.n_channels != len(known.channels):
             raise InputRejected(
-                f"{frames_in} has {source.n_channels} channels; one is allowed (pairs are not built)."
+                f"{calibration} is for {len(known.channels)} channel(s), {frames_in} has {source.n_channels}. "
+                "Give the right channels (--channel2, --split), or a calibration of as many."
             )
-        camera = camera_of(source, setup(known.camera).camera or known.camera)
-        result = _render_all(run, source, table, psf, camera)
+        cameras = cameras_of(source, [setup(c.camera).camera or c.camera for c in known.channels])
+        channels = [
+            _Channel(channel.psf(device=run.device), camera, transform)
+            for channel, camera, transform in zip(
+                known.channels, cameras, _transforms(known, source), strict=True
+            )
+        ]
+        result = _render_all(run, source, table, channels)
+    axes = "TYX" if len(channels) == 1 else "TCYX"
     for path, stack in ((output, result.model), (residual, result.residual)):
         if path is not None:
-            write_stack(path, stack, pixel_nm=pixel_nm, overwrite=run.overwrite)
+            kept = stack[:, 0] if len(channels) == 1 else stack
+            write_stack(path, kept, pixel_nm=pixel_nm, axes=axes, overwrite=run.overwrite)
     values = {
-        "explained_signal": [result.explained],
+        "explained_signal": result.explained,
         "frames": len(result.model),
         "localizations": result.localizations,
     }
@@ -95,43 +113,74 @@ def command(
 
 
 @dataclass(frozen=True)
+class _Channel:
+    """What one channel is rendered with; ``transform`` takes positions of channel 1's region to its own."""
+
+    psf: "PSF"
+    camera: "Camera"
+    transform: "Transform | None"
+
+    def moved(self, xyz_nm: "NDArray[np.float64]") -> "NDArray[np.float64]":
+        """Positions (E, 3) in this channel's region."""
+        import numpy as np
+
+        if self.transform is None or not len(xyz_nm):
+            return xyz_nm
+        return np.column_stack([self.transform.apply(xyz_nm[:, :2]), xyz_nm[:, 2]])
+
+
+def _transforms(known: "Calibration | PairCalibration", source: "Movie") -> "list[Transform | None]":
+    """For each channel, from the region of channel 1 to its own."""
+    from smlm_bridge.pair import PairCalibration
+
+    if not isinstance(known, PairCalibration):
+        return [None]
+    x, y = (value * known.channels[0].optics.pixel_nm for value in source.roi_px)
+    return [None, known.transform.between((x, y))]
+
+
+@dataclass(frozen=True)
 class _Rendered:
-    """(T, H, W) model and residual in counts, and the figure of merit over all frames."""
+    """The model and what is left, in counts (T, C, H, W); explained signal of each channel; emitters used."""
 
     model: "NDArray[np.float32]"
     residual: "NDArray[np.float32]"
-    explained: float | None
+    explained: list[float | None]
     localizations: int
 
 
 def _render_all(
-    run: Run, source: "FrameSource", table: "pd.DataFrame", psf: "PSF", camera: "Camera"
+    run: Run, source: "Movie", table: "pd.DataFrame", channels: "Sequence[_Channel]"
 ) -> _Rendered:
     import numpy as np
 
-    from smlm_bridge.rerender import explained_signal, rerender_frame
+    from smlm_bridge.rerender import Rerendered, explained_signal, rerender_frame
 
     first = source.first_frame
     table = table[table["frame"].between(first, first + source.n_frames - 1)]
     by_frame: dict[Any, Any] = dict(tuple(table.groupby("frame")))
-    model = np.empty((source.n_frames, source.height, source.width), np.float32)
+    model = np.empty((source.n_frames, len(channels), source.height, source.width), np.float32)
     residual = np.empty_like(model)
-    fitted, used = [], 0
+    fitted: list[list[Rerendered]] = [[] for _ in channels]
+    used = 0
     with run.steps("rendering") as on_step:
         for index in range(source.n_frames):
-            counts = source.read(index, index + 1)[0, 0]
-            xyz = _positions(by_frame.get(first + index), source, psf.pixel_nm)
-            result = rerender_frame(camera.to_photons(counts), xyz, psf, reach_px=REACH_PX)
-            model[index] = camera.expected(result.model)
-            residual[index] = counts - model[index]
-            fitted.append(result)
-            used += len(xyz)
+            counts = source.read(index, index + 1)[0]
+            everywhere = _positions(by_frame.get(first + index), source, channels[0].psf.pixel_nm)
+            for number, channel in enumerate(channels):
+                xyz = _within_reach(channel.moved(everywhere), source, channel.psf.pixel_nm)
+                photons = channel.camera.to_photons(counts[number])
+                result = rerender_frame(photons, xyz, channel.psf, reach_px=REACH_PX)
+                model[index, number] = channel.camera.expected(result.model)
+                residual[index, number] = counts[number] - model[index, number]
+                fitted[number].append(result)
+                used += len(xyz) if number == 0 else 0
             on_step(index + 1, source.n_frames)
-    return _Rendered(model, residual, explained_signal(fitted), used)
+    return _Rendered(model, residual, [explained_signal(frames) for frames in fitted], used)
 
 
-def _positions(rows: "pd.DataFrame | None", source: "FrameSource", pixel_nm: float) -> "NDArray[np.float64]":
-    """(E, 3) positions from the corner of the region; those whose light cannot reach it are left out."""
+def _positions(rows: "pd.DataFrame | None", source: "Movie", pixel_nm: float) -> "NDArray[np.float64]":
+    """(E, 3) positions from the corner of channel 1's region."""
     import numpy as np
 
     if rows is None:
@@ -139,7 +188,13 @@ def _positions(rows: "pd.DataFrame | None", source: "FrameSource", pixel_nm: flo
     if "z_nm" not in rows:
         rows = rows.assign(z_nm=0.0)
     corner = np.array([source.x0, source.y0, 0.0]) * pixel_nm
-    xyz = rows[["x_nm", "y_nm", "z_nm"]].to_numpy(np.float64) - corner
+    return rows[["x_nm", "y_nm", "z_nm"]].to_numpy(np.float64) - corner
+
+
+def _within_reach(xyz: "NDArray[np.float64]", source: "Movie", pixel_nm: float) -> "NDArray[np.float64]":
+    """Positions whose light can reach the region; the others are left out."""
+    import numpy as np
+
     size = np.array([source.width, source.height]) * pixel_nm
     reach = (REACH_PX - 1) * pixel_nm
     inside = ((xyz[:, :2] > -reach) & (xyz[:, :2] < size + reach)).all(1)

@@ -65,6 +65,21 @@ class FrameSource:
         self.camera_offset = movies[0].camera_offset
 
     @property
+    def corners_px(self) -> tuple[tuple[int, int], ...]:
+        """Column and row of the region's first pixel, for each channel."""
+        return ((self.x0, self.y0),) * self.n_channels
+
+    @property
+    def roi_px(self) -> tuple[int, int]:
+        """Column and row where the region begins within each channel."""
+        return self.x0, self.y0
+
+    @property
+    def channel_shape(self) -> tuple[int, int]:
+        """Rows and columns of the whole frames."""
+        return self._movies[0].height, self._movies[0].width
+
+    @property
     def description(self) -> dict[str, Any]:
         """What the files say of themselves, to be shown."""
         return {

@@ -40,6 +40,9 @@ class Ranges:
         Emitters below are drawn but not asked for.
     margin_nm
         Emitters stand also this far outside the frame.
+    lifetime_frames
+        Mean time that an emitter stays on, in frames, of an exponential law; it goes on and off at any moment, and
+        ``photons`` are those of a frame through which it is on. 0: every emitter is on in one frame, all of it.
 
     Raises
     ------
@@ -56,6 +59,7 @@ class Ranges:
     read_noise_e: tuple[float, float] = (0.0, 0.0)
     label_min_photons: float = 0.0
     margin_nm: float = 1300.0
+    lifetime_frames: float = 0.0
 
     def __post_init__(self) -> None:
         for part in ("z_nm", "density_um2", "blur_nm", "read_noise_e"):
@@ -71,7 +75,7 @@ class Ranges:
             raise InputRejected(f"ranges: photons = {self.photons} must be two numbers above 0.")
         if self.photons_law != "gamma" and first > second:
             raise InputRejected(f"ranges: photons = {self.photons}: the lower comes first.")
-        for part in ("label_min_photons", "margin_nm"):
+        for part in ("label_min_photons", "margin_nm", "lifetime_frames"):
             if not 0 <= getattr(self, part) < math.inf:
                 raise InputRejected(f"ranges: {part} = {getattr(self, part)} must be a number from 0.")
         if self.photons_law not in ("uniform", "loguniform", "gamma"):
@@ -81,7 +85,11 @@ class Ranges:
 
     def to_json(self) -> dict[str, Any]:
         """The ranges as plain numbers and lists."""
-        return asdict(self)
+        data = asdict(self)
+        # Earlier versions know no lifetime, and their checkpoints are compared with this.
+        if not self.lifetime_frames:
+            del data["lifetime_frames"]
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Ranges":
