@@ -89,13 +89,15 @@ def localize_work(
         raise InputRejected(
             f"the model '{model.info.name}' takes boxes of single emitters, not frames. Use singles.single_work."
         )
+    _refuse_volumes(model)
     known = camera if camera is not None else model.info.calibration.camera
     return Work(
         find=lambda counts: localize_frames(counts, model, camera=known, options=options),
         empty=_table({name: np.zeros(0) for name in (*MAP_NAMES, "image", "x_nm", "y_nm")}),
-        check=lambda counts: _check(counts, model, known),
+        check=lambda counts: check_channels(counts, model, known),
         pixel_nm=model.info.calibration.optics.pixel_nm,
         block_pixels=options.block_pixels,
+        context=model.info.context_frames,
     )
 
 
@@ -104,22 +106,27 @@ def localize_frames(
 ) -> pd.DataFrame:
     """Localize frames (T, C, H, W) in counts; frames count from 0, x and y from the corner of this array.
 
+    A model that looks at neighbouring frames takes their channels, too: (T, (2k + 1) C, H, W), see
+    ``frames.Work.context``.
+
     Raises
     ------
     InputRejected
         If the number of channels is not the model's or a value is not finite.
     """
     info = model.info
-    _check(counts, model, camera)
-    photons = camera.to_photons(counts)
-    if not np.isfinite(photons).all():
-        bad = int(np.count_nonzero(~np.isfinite(photons)))
-        raise InputRejected(f"{bad} pixels are not finite numbers.")
+    _refuse_volumes(model)
+    photons = photons_of(counts, model, camera)
     threshold = info.threshold if options.threshold is None else options.threshold
     pixel_nm = info.calibration.optics.pixel_nm
     maps = run_tiled(photons, model, tile_px=options.tile_px, block_pixels=options.block_pixels)
     found = decode(maps, pixel_nm=pixel_nm, threshold=threshold)
     return _table(found)
+
+
+def _refuse_volumes(model: Model) -> None:
+    if model.info.volume is not None:
+        raise InputRejected(f"the model '{model.info.name}' returns volumes. Use volumes.volume_work.")
 
 
 def run_tiled(
@@ -138,8 +145,8 @@ def run_tiled(
     halo = -(-info.reach_px // step) * step
     core = max(step, tile_px // step * step)
     maps = np.empty((photons.shape[0], len(MAP_NAMES), *padded.shape[2:]), np.float32)
-    for rows in _spans(padded.shape[2], core, halo):
-        for columns in _spans(padded.shape[3], core, halo):
+    for rows in spans(padded.shape[2], core, halo):
+        for columns in spans(padded.shape[3], core, halo):
             tile = padded[:, :, rows.seen, columns.seen]
             count = max(1, block_pixels // (tile.shape[2] * tile.shape[3]))
             for first in range(0, len(tile), count):
@@ -149,30 +156,49 @@ def run_tiled(
 
 
 @dataclass(frozen=True)
-class _Span:
+class Span:
+    """A tile along one axis: what it answers for, what it sees, and where the first lies in the second."""
+
     own: slice
     seen: slice
     inner: slice
 
 
-def _spans(length: int, core: int, halo: int) -> list[_Span]:
-    """Cut one axis: the part a tile answers for, the part it sees, and where the first lies in the second."""
+def spans(length: int, core: int, halo: int) -> list[Span]:
+    """Cut one axis into tiles of at most ``core`` that see ``halo`` further, where there is more."""
     if length <= core + 2 * halo:
         whole = slice(0, length)
-        return [_Span(whole, whole, whole)]
-    spans = []
+        return [Span(whole, whole, whole)]
+    tiles = []
     for start in range(0, length, core):
         stop = min(length, start + core)
         seen = slice(max(0, start - halo), min(length, stop + halo))
-        spans.append(_Span(slice(start, stop), seen, slice(start - seen.start, stop - seen.start)))
-    return spans
+        tiles.append(Span(slice(start, stop), seen, slice(start - seen.start, stop - seen.start)))
+    return tiles
 
 
-def _check(counts: NDArray[np.generic], model: Model, camera: Camera) -> None:
+def photons_of(counts: NDArray[np.generic], model: Model, camera: Camera) -> NDArray[np.float32]:
+    """Photo-electrons of frames (T, C, H, W), all of them finite.
+
+    Raises
+    ------
+    InputRejected
+        If the number of channels is not the model's or a value is not finite.
+    """
+    check_channels(counts, model, camera)
+    photons = camera.to_photons(counts)
+    if not np.isfinite(photons).all():
+        bad = int(np.count_nonzero(~np.isfinite(photons)))
+        raise InputRejected(f"{bad} pixels are not finite numbers.")
+    return photons
+
+
+def check_channels(counts: NDArray[np.generic], model: Model, camera: Camera) -> None:
     """Refuse what would fail in every frame."""
-    if counts.shape[1] != model.info.channels:
+    frames = 2 * model.info.context_frames + 1
+    if counts.shape[1] != frames * model.info.channels:
         raise InputRejected(
-            f"the model takes {model.info.channels} channel(s), the frames have {counts.shape[1]}. "
+            f"the model takes {model.info.channels} channel(s), the frames have {counts.shape[1] / frames:g}. "
             "Choose another model, or give the right channels."
         )
     camera.to_photons(counts[:0])

@@ -21,6 +21,7 @@ LIGHT = (
     "smlm_bridge.evaluate",
     "smlm_bridge.localize",
     "smlm_bridge.singles",
+    "smlm_bridge.volumes",
     "smlm_bridge.networks.decode",
     "smlm_bridge.networks.maps",
     "smlm_bridge.io.calibration",

@@ -19,7 +19,7 @@ INDEX = {name: i for i, name in enumerate(MAP_NAMES)}
 
 def network(seed: int = 1) -> DenseLocalizer:
     torch.manual_seed(seed)
-    return DenseLocalizer(1, (8, 12), (1,), SCALING)
+    return DenseLocalizer(UNet(1, (8, 12), (1,)), SCALING)
 
 
 def frames(batch: int = 2, side: int = 16) -> torch.Tensor:
@@ -142,7 +142,7 @@ def test_no_output_depends_on_pixels_beyond_the_reach(
     widths: tuple[int, ...], dilations: tuple[int, ...]
 ) -> None:
     torch.manual_seed(3)
-    net = DenseLocalizer(1, widths, dilations, SCALING).eval()
+    net = DenseLocalizer(UNet(1, widths, dilations), SCALING).eval()
     with torch.no_grad():
         net.out.weight.normal_()
     step = net.size_step

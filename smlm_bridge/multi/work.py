@@ -85,7 +85,7 @@ def refined(work: Work, refiner: Refiner, camera: Camera) -> Work:
 
     def find(counts: NDArray[np.generic]) -> pd.DataFrame:
         found = work.find(counts)
-        photons = camera.to_photons(counts)
+        photons = camera.to_photons(work.own(counts))
         noise = np.broadcast_to(
             np.asarray(camera.variance_photons(np.zeros(photons.shape[2:]))), photons.shape[2:]
         )

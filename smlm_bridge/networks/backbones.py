@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from smlm_bridge.networks.context import DilatedContext
+
 
 def conv_block(inputs: int, outputs: int, *, dilation: int = 1) -> nn.Sequential:
     """3 x 3 convolution, batch norm, SiLU."""
@@ -49,3 +51,57 @@ class UNet(nn.Module):
         for up in self.up:
             x = up(torch.cat([interpolate(x, scale_factor=2.0, mode="nearest"), features.pop()], dim=1))
         return x
+
+
+class SharedEncoder(nn.Module):
+    """Every image of a sample through one encoder, and their features together through a backbone."""
+
+    def __init__(self, images: int, encoder: "UNet | DilatedContext", union: "UNet | DilatedContext") -> None:
+        super().__init__()
+        self.images, self.encoder, self.union = images, encoder, union
+        self.outputs: int = union.outputs
+        self.size_step: int = max(encoder.size_step, union.size_step)
+        self.reach: int = encoder.reach + union.reach
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, images, H, W) to (B, outputs, H, W)."""
+        # Not one batch of all images: exported, that would need their number.
+        features = [self.encoder(image) for image in images.chunk(self.images, dim=1)]
+        found: Tensor = self.union(torch.cat(features, dim=1))
+        return found
+
+
+Backbone = UNet | DilatedContext | SharedEncoder
+
+
+def make_backbone(
+    images: int,
+    *,
+    kind: str,
+    widths: tuple[int, ...],
+    bottom_dilations: tuple[int, ...] = (),
+    dilations: tuple[int, ...] = (),
+    shared_encoder: bool = False,
+) -> Backbone:
+    """A backbone of a sample's images: frames or channels.
+
+    Parameters
+    ----------
+    images
+        Of a sample.
+    kind
+        ``"unet"`` with ``widths`` and ``bottom_dilations``, or ``"context"`` with the first of ``widths`` and
+        ``dilations``.
+    shared_encoder
+        Whether each image goes through one and the same encoder first, of the same kind and sizes.
+    """
+
+    def of(inputs: int) -> UNet | DilatedContext:
+        if kind == "context":
+            return DilatedContext(inputs, widths[0], dilations)
+        return UNet(inputs, widths, bottom_dilations)
+
+    if not shared_encoder:
+        return of(images)
+    encoder = of(1)
+    return SharedEncoder(images, encoder, of(images * encoder.outputs))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, pad
 
-from smlm_bridge.networks.backbones import UNet, conv_block
+from smlm_bridge.networks.backbones import Backbone, conv_block
 from smlm_bridge.networks.maps import MAP_NAMES
 from smlm_bridge.networks.trainable import Trainable
 
@@ -73,12 +73,10 @@ def stabilise(photons: Tensor, read_variance: Tensor | float) -> Tensor:
 class DenseLocalizer(Trainable):
     """Photo-electrons (B, C, H, W) to maps (B, 10, H, W) in the order and units of ``maps.MAP_NAMES``."""
 
-    def __init__(
-        self, inputs: int, widths: tuple[int, ...], bottom_dilations: tuple[int, ...], scaling: DenseScaling
-    ) -> None:
+    def __init__(self, backbone: Backbone, scaling: DenseScaling) -> None:
         super().__init__()
         self.scaling = scaling
-        self.backbone: UNet = UNet(inputs, widths, bottom_dilations)
+        self.backbone: Backbone = backbone
         self.head = nn.Sequential(conv_block(self.backbone.outputs, self.backbone.outputs))
         self.out = nn.Conv2d(self.backbone.outputs, len(MAP_NAMES), 1)
         nn.init.normal_(self.out.weight, std=0.01)

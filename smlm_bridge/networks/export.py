@@ -41,6 +41,17 @@ def single_to_onnx(network: nn.Module, metadata: Mapping[str, str], *, channels:
     return _exported(network, metadata, example, {"boxes": {0: "batch"}, "estimates": {0: "batch"}})
 
 
+def volume_to_onnx(network: nn.Module, metadata: Mapping[str, str], *, channels: int) -> bytes:
+    """An ONNX file of a network that maps ``frames`` (B, channels, H, W) to ``volume`` (B, D, uH, uW).
+
+    See ``to_onnx`` for the arguments.
+    """
+    example = torch.full((1, channels, 16, 16), 100.0)
+    axes = {0: "batch", 2: "height", 3: "width"}
+    finer = {0: "batch", 2: "fine_height", 3: "fine_width"}
+    return _exported(network, metadata, example, {"frames": axes, "volume": finer})
+
+
 def _exported(
     network: nn.Module, metadata: Mapping[str, str], example: torch.Tensor, axes: Mapping[str, dict[int, str]]
 ) -> bytes:
@@ -98,7 +109,7 @@ def input_scaling_of(onnx_bytes: bytes) -> dict[str, float]:
     }
     found: dict[str, float] = {"Add": 0.0}
     for node in graph.node:
-        if node.op_type == "Conv":
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
             break
         constants = [numbers[name] for name in node.input if name in numbers]
         if node.op_type in ("Add", "Sub", "Div") and constants:
