@@ -11,7 +11,7 @@ import pandas as pd
 from smlm_bridge.cluster.engines import Engine
 from smlm_bridge.cluster.recipe import Recipe
 from smlm_bridge.errors import InputRejected, SmlmError
-from smlm_bridge.io.images import FrameSource, open_frames
+from smlm_bridge.io.channels import Movie
 from smlm_bridge.io.parts import PartStore, locked, open_parts
 
 _LOG = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def localize_parts(
         with locked(folder):
             pass
         shutil.rmtree(folder)
-    with open_frames(recipe.inputs, frames=recipe.frames, roi=recipe.roi) as source:
+    with recipe.source() as source:
         frames = source.n_frames
         chosen = block_frames or _block_frames(source, team if shard is None else shard.count)
     store = open_parts(
@@ -152,7 +152,7 @@ def _run(
     running.run(recipe, store, missing, on_frames=on_frames)
 
 
-def _block_frames(source: FrameSource, team: int) -> int:
+def _block_frames(source: Movie, team: int) -> int:
     """Few seconds of work in a block, and some blocks for each process."""
     pixels = source.height * source.width * source.n_channels
     fair = -(-source.n_frames // (_BLOCKS_A_PROCESS * team)) if team > 1 else source.n_frames

@@ -16,17 +16,19 @@ from smlm_bridge import __version__
 from smlm_bridge._optional import require
 from smlm_bridge.calibration import Calibration
 from smlm_bridge.camera import Camera
-from smlm_bridge.detect import DetectOptions
+from smlm_bridge.detect import DetectOptions, Finder, detect_frames
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.frames import Work
 from smlm_bridge.io.calibration import load_channels
-from smlm_bridge.io.images import FrameSource, movie_files, open_frames
+from smlm_bridge.io.channels import Movie, open_channels
+from smlm_bridge.io.images import movie_files
 from smlm_bridge.io.model import find_model, load_model
 from smlm_bridge.io.shipped import find_shipped
 from smlm_bridge.localize import LocalizeOptions, localize_work
 from smlm_bridge.model import Model
 from smlm_bridge.pair import PairCalibration
 from smlm_bridge.singles import SingleMovieOptions, single_work
+from smlm_bridge.volumes import volume_work
 
 if TYPE_CHECKING:
     from smlm_bridge.multi.frame import Refiner
@@ -57,6 +59,12 @@ class Recipe:
         File of the PSF that is fitted, absolute; beside a model it replaces the model's.
     detect
         How candidates of fits are found; None for the default.
+    finder
+        What finds them if not our own detector; its text names it, and it travels to other processes.
+    channel2, split
+        Where channel 2 is if not on an axis of the files, as ``io.channels.open_channels`` takes them.
+    camera2
+        Of channel 2's region.
     """
 
     inputs: tuple[str, ...]
@@ -70,6 +78,10 @@ class Recipe:
     threads: int | None = None
     calibration: str | None = None
     detect: DetectOptions | None = None
+    finder: Finder | None = None
+    channel2: tuple[str, ...] = ()
+    split: str | None = None
+    camera2: Camera | None = None
 
     @property
     def tool(self) -> "Tool":
@@ -77,10 +89,16 @@ class Recipe:
         return loaded_tool(self.model, self.calibration, self.threads, self.device)
 
     @contextmanager
-    def opened(self) -> Iterator[tuple[FrameSource, Work]]:
+    def opened(self) -> Iterator[tuple[Movie, Work]]:
         """The movie, and what is done with its frames; the network is loaded once a process."""
-        with open_frames(self.inputs, frames=self.frames, roi=self.roi) as source:
+        with self.source() as source:
             yield source, self.work()
+
+    def source(self) -> Movie:
+        """The movie, to be closed."""
+        return open_channels(
+            self.inputs, channel2=self.channel2, split=self.split, frames=self.frames, roi=self.roi
+        )
 
     def work(self) -> Work:
         """What is done with the frames."""
@@ -90,21 +108,38 @@ class Recipe:
             work = self._single_work(tool.model, camera)
         elif tool.model is not None:
             options = LocalizeOptions(threshold=self.threshold)
-            work = localize_work(tool.model, camera=camera, options=options)
+            made = localize_work if tool.model.info.volume is None else volume_work
+            work = made(tool.model, camera=camera, options=options)
         elif self.refine:
             # A joint fit finds its own candidates with the PSF itself, whatever its shape.
             work = nothing_found(tool.calibration.channels[0].optics.pixel_nm)
         else:
             from smlm_bridge.fit.work import FitMovieOptions, fit_work
 
-            found = FitMovieOptions(detect=self.detect or DetectOptions())
-            return fit_work(tool.calibration, found, camera=self.camera)
+            found = FitMovieOptions(
+                detect=self.detect or DetectOptions(), finder=self.finder or detect_frames
+            )
+            return fit_work(tool.calibration, found, camera=self._cameras, corner_nm=self._corner_nm)
         if not self.refine:
             return work
         require("torch", extra="train")
         from smlm_bridge.multi.work import refined
 
         return refined(work, _refiner(self.model, self.calibration, self.threads, self.device), camera)
+
+    @property
+    def _cameras(self) -> Camera | tuple[Camera, Camera] | None:
+        """Of the channels of a fit."""
+        if self.camera is None or len(self.tool.calibration.channels) == 1:
+            return self.camera
+        return self.camera, self.camera2 or self.camera
+
+    @property
+    def _corner_nm(self) -> tuple[float, float]:
+        """Where the region begins within each channel."""
+        x, y = (0, 0) if self.roi is None else self.roi[:2]
+        pixel_nm = self.tool.calibration.channels[0].optics.pixel_nm
+        return x * pixel_nm, y * pixel_nm
 
     def _single_work(self, network: Model, camera: Camera) -> Work:
         """Of a network of single emitters: detect, cut boxes, infer."""
@@ -113,7 +148,7 @@ class Recipe:
                 f"the model '{network.info.name}' of single emitters gives no probability, so it takes no "
                 "--threshold. Leave it out."
             )
-        found = SingleMovieOptions(detect=self.detect or DetectOptions())
+        found = SingleMovieOptions(detect=self.detect or DetectOptions(), finder=self.finder or detect_frames)
         return single_work(network, camera=camera, options=found)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -129,6 +164,10 @@ class Recipe:
             "threshold": self.threshold,
             "refine": self.refine,
             "detect": None if self.detect is None else json.loads(json.dumps(asdict(self.detect))),
+            "finder": None if self.finder is None else str(self.finder),
+            "channel2": [_file_mark(path) for path in movie_files(self.channel2)] if self.channel2 else None,
+            "split": self.split,
+            "camera2": None if self.camera2 is None else _camera_mark(self.camera2),
         }
 
     def marks(self) -> list[Any]:

@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from smlm_bridge.conventions import FIRST_FRAME_IN_FILES
+from smlm_bridge.coverage import Coverage
 from smlm_bridge.locs import SCHEMA, validate
 from smlm_bridge.report import page as html
+from smlm_bridge.report.coverage import coverage_parts
 from smlm_bridge.report.figures import BLUE, ORANGE, colour_bar, new_figure, plain_axes, to_png, z_colours
 from smlm_bridge.report.preview import Field, draw_overlay, draw_superresolved, shown_z_range
 
@@ -40,6 +42,7 @@ def localization_page(
     n_frames: int | None = None,
     origin_px: tuple[int, int] = (0, 0),
     z_range_nm: tuple[float, float] | None = None,
+    coverage: Coverage | None = None,
 ) -> str:
     """One self-contained HTML page about a table of localizations.
 
@@ -67,6 +70,8 @@ def localization_page(
         First column and row of the frames, where they are a region of the movie.
     z_range_nm
         Ends of the colour scale; None takes the 1st and 99th percentile of z, rounded.
+    coverage
+        Whether the model is meant for these frames; None leaves that out.
 
     Returns
     -------
@@ -80,6 +85,9 @@ def localization_page(
     z_range = z_range_nm or shown_z_range(locs)
     parts = [html.paragraph(_sentence(locs, frames, field))]
     parts += [html.warning(text) for text in _warnings(locs, failed)]
+    if coverage is not None:
+        say = html.paragraph if coverage.light == "green" else html.warning
+        parts.append(say(f"Is the model meant for these data? {coverage.headline}; see below."))
     parts += [
         html.heading("Super-resolved picture"),
         html.image(_superresolved(locs, field, z_range), alt="Super-resolved picture of all localizations"),
@@ -100,6 +108,8 @@ def localization_page(
     ]
     if failed:
         parts += [html.heading("Failed frames"), *_failures(failed)]
+    if coverage is not None:
+        parts += [html.heading("Is the model meant for these data?"), *coverage_parts(coverage)]
     if provenance:
         parts += [html.heading("How this was made"), html.pairs(provenance)]
     return html.page(title, parts)
