@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 
 from smlm_bridge.calibration import Calibration
 from smlm_bridge.errors import InputRejected
+from smlm_bridge.networks.volume_grid import VolumeGrid
 
 FORMAT = "smlm_bridge model"
 VERSION = 1
 _INFO_KEY, _CALIBRATION_KEY = "smlm_bridge", "smlm_bridge.calibration"
 _LARGEST_METADATA = 64_000_000
+_MOST_CONTEXT = 1
 
 SINGLE = "single"  # the system whose models take boxes
+VOLUME = "volume"  # the system whose models return volumes
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
@@ -44,6 +47,13 @@ class ModelInfo:
         How it was trained and what it scores; anything JSON can hold.
     box_px
         Side of the boxes that a model of single emitters (system ``single``) takes; 0 of one that takes frames.
+    context_frames
+        Frames before and after each frame that the network looks at: 0, or 1 of a model of three frames, whose
+        input has their channels in the order of time.
+    coverage
+        What the training space looks like to ``coverage``, as its ``Reference.to_json`` gives it; may be empty.
+    volume
+        The voxels that a model of the system ``volume`` returns; its ``threshold`` is a share of their height.
     """
 
     name: str
@@ -58,6 +68,14 @@ class ModelInfo:
     training: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
     box_px: int = 0
+    context_frames: int = 0
+    coverage: Mapping[str, Any] = field(default_factory=dict)
+    volume: VolumeGrid | None = None
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the network's input: those of a frame and of its neighbours."""
+        return self.channels * (2 * self.context_frames + 1)
 
     def to_metadata(self) -> dict[str, str]:
         """Text for the ``metadata_props`` of an ONNX file."""
@@ -78,6 +96,12 @@ class ModelInfo:
         }
         if self.box_px:
             info["box_px"] = self.box_px
+        if self.context_frames:
+            info["context_frames"] = self.context_frames
+        if self.coverage:
+            info["coverage"] = dict(self.coverage)
+        if self.volume is not None:
+            info["volume"] = self.volume.to_json()
         calibration = base64.b64encode(self.calibration.to_bytes()).decode("ascii")
         return {_INFO_KEY: json.dumps(info), _CALIBRATION_KEY: calibration}
 
@@ -109,7 +133,9 @@ class ModelInfo:
             texts = {key: str(info[key]) for key in ("name", "system", "purpose")}
             tables = {key: dict(info[key]) for key in ("ranges", "training", "scores")}
             numbers = {key: int(info[key]) for key in ("channels", "size_step", "reach_px")}
-            numbers["box_px"] = int(info.get("box_px", 0))
+            numbers |= {key: int(info.get(key, 0)) for key in ("box_px", "context_frames")}
+            tables["coverage"] = dict(info.get("coverage", {}))
+            volume = VolumeGrid.from_json(dict(info["volume"])) if "volume" in info else None
             threshold, digest = float(info["threshold"]), info["calibration_hash"]
         except InputRejected:
             raise
@@ -122,22 +148,29 @@ class ModelInfo:
             and 1 <= numbers["size_step"] <= 64
             and 0 <= numbers["reach_px"] <= 4096
             and 0 <= numbers["box_px"] <= 64
+            and 0 <= numbers["context_frames"] <= (0 if numbers["box_px"] else _MOST_CONTEXT)
             and (numbers["box_px"] > 0) == (texts["system"] == SINGLE)
+            and (volume is not None) == (texts["system"] == VOLUME)
         ):
             raise InputRejected(f"{name}: {numbers} are no sizes of a network.")
         if not 0 < threshold < 1:
             raise InputRejected(f"{name}: the detection threshold {threshold} is no probability.")
         parts: dict[str, Any] = {**texts, **tables, **numbers}
-        return cls(calibration=calibration, threshold=threshold, **parts)
+        return cls(calibration=calibration, threshold=threshold, volume=volume, **parts)
 
 
 @dataclass(frozen=True)
 class Model:
     """A model ready to run.
 
-    ``run`` takes photo-electrons: frames (B, C, H, W), and returns maps (B, 10, H, W); or of a model of single
-    emitters boxes (B, C, S, S), and returns estimates (B, 2K) as ``networks.estimates`` names them.
+    ``run`` takes photo-electrons: frames (B, C, H, W), C being ``info.inputs``, and returns maps (B, 10, H, W); or
+    of a model of single emitters boxes (B, C, S, S), and returns estimates (B, 2K) as ``networks.estimates`` names
+    them. ``features`` takes the same and returns what the last layer sees, (B, F, H, W) or (B, F); None where that
+    is not known. A model of volumes returns (B, D, uH, uW) as ``info.volume`` says; its ``stages`` are the part of
+    the network at camera resolution, frames to features (B, F, H, W), and the rest.
     """
 
     info: ModelInfo
     run: Run
+    features: Run | None = None
+    stages: tuple[Run, Run] | None = None

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from smlm_bridge.camera import Camera
-from smlm_bridge.detect import DetectOptions, box_corners, cut, detect_frames
+from smlm_bridge.detect import DetectOptions, Finder, box_corners, cut, detect_frames
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.fit.work import first_of_each
 from smlm_bridge.frames import Work
@@ -31,10 +31,13 @@ class SingleMovieOptions:
     wander
         Estimates further than this many times the trained distance from the middle of their box, along x or y, are
         left out: there the network was never trained.
+    finder
+        What finds candidates.
     """
 
     detect: DetectOptions = field(default_factory=DetectOptions)
     wander: float = 1.5
+    finder: Finder = detect_frames
 
     def __post_init__(self) -> None:
         if not 1 <= self.wander < float("inf"):
@@ -163,7 +166,7 @@ def _find(
     """Localize frames (T, 1, H, W) of counts."""
     info = model.info
     pixel, side = info.calibration.optics.pixel_nm, info.box_px
-    candidates = detect_frames(counts[:, 0], options.detect, pixel_nm=pixel, camera=camera)
+    candidates = options.finder(counts[:, 0], options.detect, pixel_nm=pixel, camera=camera)
     corners, kept = box_corners(candidates, side, (counts.shape[2], counts.shape[3]))
     frame = candidates["frame"].to_numpy(np.int64)[kept]
     boxes = cut(camera.to_photons(counts[:, 0]), frame, corners, side)

@@ -12,6 +12,7 @@ import torch
 from smlm_bridge.calibration import Calibration
 from smlm_bridge.cli import main
 from smlm_bridge.cluster.recipe import Recipe
+from smlm_bridge.crlb import crlb
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.fit import fit_boxes
 from smlm_bridge.fit.work import fitted_psf
@@ -21,7 +22,7 @@ from smlm_bridge.localize import localize_work
 from smlm_bridge.model import Model, ModelInfo
 from smlm_bridge.networks.estimates import estimate_names
 from smlm_bridge.networks.export import input_scaling_of, single_to_onnx, to_onnx, weights_of
-from smlm_bridge.networks.single import SingleLocalizer, SingleScaling
+from smlm_bridge.networks.single import SingleLocalizer, SingleScaling, SingleTargets
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.pupil import Pupil
 from smlm_bridge.simulate.background import BackgroundRanges
@@ -34,7 +35,7 @@ from smlm_bridge.train_single import SingleOptions, SingleTrainer, held_out, sin
 from smlm_bridge.training import Start, train
 
 RANGES = SingleRanges((-300.0, 300.0), (3000.0, 6000.0), background=BackgroundRanges((10.0, 30.0)))
-OPTIONS = SingleOptions(samples=120 * 64, batch=64, widths=(8, 16, 32), hidden=64, learning_rate=5e-3)
+OPTIONS = SingleOptions(samples=120 * 64, batch=64, templates=32, width=64, blocks=1, learning_rate=5e-3)
 SCALING = SingleScaling(2.0, 10.0, 5.0, 100.0, 50.0, 300.0, 1000.0, 20.0)
 
 
@@ -100,7 +101,7 @@ def test_runtime_agrees_with_torch(single: Single, count: int) -> None:
 @pytest.mark.parametrize(("side", "zernike"), [(13, ()), (21, (0.3,)), (41, (0.3, 0.5, 0.2))])
 def test_shapes_and_units(side: int, zernike: tuple[float, ...]) -> None:
     scaling = replace(SCALING, zernike_rad=zernike)
-    network = SingleLocalizer(2, side, (4, 6), 8, scaling).eval()
+    network = SingleLocalizer(2, side, 8, 12, 1, scaling).eval()
     out = network(torch.full((3, 2, side, side), 20.0))
     count = 5 + len(zernike)
     assert out.shape == (3, 2 * count)
@@ -112,17 +113,42 @@ def test_shapes_and_units(side: int, zernike: tuple[float, ...]) -> None:
 
 
 def test_the_loss_is_the_gaussian_likelihood() -> None:
-    """Its gradient in the mean is error over sigma: that of the likelihood times sigma."""
-    network = SingleLocalizer(1, 13, (4,), 8, SCALING).eval()
+    """Its gradient in the mean is the distance from the aim over sigma: that of the likelihood times sigma."""
+    network = SingleLocalizer(1, 13, 4, 8, 1, SCALING).eval()
     boxes = torch.full((1, 1, 13, 13), 20.0)
-    log_sigma = network.raw(boxes)[1]
-    units = torch.tensor([100.0, 100.0, 300.0, 0.0, 0.0])
-    truth = network(boxes)[:, :5].detach()
-    sigma = torch.exp(log_sigma).detach()
-    at = float(network.loss(boxes, truth)["likelihood"].detach())
-    assert at == pytest.approx(float((sigma * sigma.log()).sum()), abs=1e-4)
-    moved = float(network.loss(boxes, truth + units)["likelihood"].detach())
+    mean, log_sigma = (part.detach() for part in network.raw(boxes))
+    truth, sigma = network(boxes)[:, :5].detach(), log_sigma.exp()
+
+    def loss(truth: torch.Tensor, aim: torch.Tensor) -> float:
+        return float(network.loss(boxes, SingleTargets(truth, aim))["likelihood"].detach())
+
+    at = loss(truth, mean)
+    assert at == pytest.approx(float((sigma * log_sigma).sum()), abs=1e-4)
+    assert loss(truth, mean + sigma) == pytest.approx(at + 0.5 * float(sigma.sum()), rel=1e-4)
+    moved = loss(truth + network.units(truth) * torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]), mean)
     assert moved == pytest.approx(at + 0.5 * float((1 / sigma[:, :3]).sum()), rel=1e-4)
+
+
+def test_efficient_estimates_have_the_truth_for_their_mean_and_reach_the_bound(
+    gaussian_calibration: Calibration,
+) -> None:
+    trainer = SingleTrainer(
+        gaussian_calibration, RANGES, replace(OPTIONS, batch=4000, recordings=4000, samples=4000)
+    )
+    _, targets = trainer.draw_batch()
+    step = (targets.aim - trainer.network.scaled(targets.truth)) * trainer.network.units(targets.truth)
+    truth = targets.truth[:1].double()
+    middle = torch.tensor([[650.0, 650.0, 0.0]], dtype=torch.float64)
+    bound = crlb(
+        trainer.psf,
+        gaussian_calibration.camera,
+        truth[:, :3] + middle,
+        truth[:, 3],
+        truth[:, 4],
+        shape=(13, 13),
+    )[0]
+    assert bool((step.mean(0).abs() < 4 * bound / 4000**0.5).all())
+    torch.testing.assert_close(step.std(0).double(), bound, rtol=0.06, atol=0.0)
 
 
 def test_boxes_are_drawn_as_declared() -> None:
@@ -155,6 +181,22 @@ def test_boxes_are_drawn_as_declared() -> None:
 def test_ranges_name_what_is_wrong(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputRejected, match=r"wander_px|zernike_rad"):
         replace(RANGES, **wrong)
+
+
+def test_recordings_share_an_emitter_and_have_their_own_noise(gaussian_calibration: Calibration) -> None:
+    photons, targets = SingleTrainer(
+        gaussian_calibration, RANGES, replace(OPTIONS, recordings=4, batch=64)
+    ).draw_batch()
+    truth = targets.truth
+    assert photons.shape == (64, 1, 13, 13)
+    assert len(torch.unique(truth[:, 0])) == 16
+    assert torch.equal(truth[:16], truth[48:])
+    assert not torch.equal(photons[0], photons[16])
+    alike = np.corrcoef(photons[[0, 16, 32, 1, 17, 33]].flatten(1).numpy())
+    assert alike[:3, :3].min() > alike[:3, 3:].max()
+    for wrong in ({"recordings": 0}, {"recordings": 3}, {"templates": 170}, {"width": 0}):
+        with pytest.raises(InputRejected, match=r"recordings|templates"):
+            replace(OPTIONS, **wrong)
 
 
 @pytest.mark.parametrize("side", [11, 14, 43])
@@ -276,7 +318,7 @@ def test_transfer_keeps_the_backbone(single: Single) -> None:
     for name, value in single.trainer.network.state_dict().items():
         if name.startswith("backbone."):
             assert torch.equal(after[name], value), name  # the statistics of batch norm, too
-    assert not torch.equal(after["head.0.weight"], before["head.0.weight"])
+    assert not torch.equal(after["head.plain.weight"], before["head.plain.weight"])
     with pytest.raises(InputRejected, match="--from"):
         SingleTrainer(changed, RANGES, options)
 
@@ -363,18 +405,30 @@ def test_the_commands(gaussian_calibration: Calibration, tmp_path: Path) -> None
     model = load_model(tmp_path / "a.onnx")
     assert (model.info.system, model.info.box_px) == ("single", 13)
     assert model.info.scores["boxes"] == 2000
+    card = (tmp_path / "a.card.md").read_text(encoding="utf-8")
+    for part in (
+        "cell by cell",
+        "RMSE z",
+        "Calibration",
+        "boxes a second",
+        "--samples 512 --seed 1",
+        model.info.calibration.hash,
+    ):
+        assert part in card, part
+    cells = [line for line in card.splitlines() if line.count("/") == 6]
+    assert len(cells) == 24
     changed = replace(gaussian_calibration, blur_nm=30.0)
     save_calibration(tmp_path / "h.psf.h5", changed)
     again = ("train", tmp_path / "h.psf.h5", *base[2:], "-o", tmp_path / "b.onnx", "--box", 13)
     assert called(*again, "--from", tmp_path / "a.onnx", "--freeze", "backbone") == 0
     first, second = (weights_of((tmp_path / f"{name}.onnx").read_bytes()) for name in "ab")
-    assert torch.equal(first["backbone.first.0.weight"], second["backbone.first.0.weight"])
-    assert not torch.equal(first["head.0.weight"], second["head.0.weight"])
+    assert torch.equal(first["backbone.templates.weight"], second["backbone.templates.weight"])
+    assert not torch.equal(first["head.plain.weight"], second["head.plain.weight"])
     for wrong, code in (
         (("--box", 12), 3),
         (("--freeze", "backbone"), 2),
         (("--system", "dense", "--box", 13), 2),
-        (("--system", "volume"), 2),
+        (("--system", "points"), 2),
     ):
         assert called(*base, "-o", tmp_path / "c.onnx", *wrong) == code, wrong
     assert called("export", tmp_path / "a.onnx", "-o", tmp_path / "p.zip", "--deepimagej") == 3

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -16,13 +17,13 @@ from smlm_bridge.cli.common import (
     Run,
     SetupReader,
     file_option,
-    not_built,
     output_option,
     setup_options,
     verb,
 )
-from smlm_bridge.cli.movies import camera_of, check_movie
+from smlm_bridge.cli.movies import cameras_of, channel_options, check_channels, check_count, check_movie
 from smlm_bridge.cli.reporting import Summary, aligned
+from smlm_bridge.cli.thunderstorm_group import Where, where_options
 from smlm_bridge.cli.values import FRAMES, ROI
 from smlm_bridge.errors import InputRejected, SmlmError, UsageError
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from smlm_bridge.cluster.engines import Engine
     from smlm_bridge.cluster.movie import Localized, Shard
     from smlm_bridge.cluster.recipe import Recipe
-    from smlm_bridge.detect import DetectOptions
+    from smlm_bridge.coverage import Coverage
+    from smlm_bridge.detect import DetectOptions, Finder
     from smlm_bridge.io.parts import PartStore
 
 
@@ -54,8 +56,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--detector",
-    type=click.Choice(["wavelet", "dog"]),
-    help="How fits find candidates; absent: wavelet, as in ThunderSTORM.",
+    type=click.Choice(["wavelet", "dog", "thunderstorm"]),
+    help="How fits find candidates; absent: wavelet, as in ThunderSTORM. thunderstorm: the plugin itself, where "
+    "it is found.",
 )
 @click.option(
     "--detector-threshold", metavar="EXPR", help="Threshold of the detector, e.g. 1.5*std(Wave.F1)."
@@ -72,7 +75,13 @@ if TYPE_CHECKING:
 )
 @click.option("--shard", metavar="I/N", help="Only part I of N of the blocks, for job arrays; see --resume.")
 @click.option("--block-frames", type=click.IntRange(min=1), help="Frames in a block; the table is the same.")
-@not_built("--channel2", "--split")
+@click.option(
+    "--coverage/--no-coverage",
+    default=True,
+    help="Check at the end, on some boxes, whether the model is meant for these frames.",
+)
+@channel_options
+@where_options()
 @setup_options(optics=False)
 def command(
     run: Run,
@@ -93,7 +102,11 @@ def command(
     workers: str | None,
     shard: str | None,
     block_frames: int | None,
+    coverage: bool,
+    channel2: str | None,
+    split: str | None,
     setup: SetupReader,
+    where: Where,
 ) -> Summary:
     """Localize the emitters in FRAMES: TIFF files in order, a folder or a quoted pattern.
 
@@ -113,10 +126,12 @@ def command(
             "give --model MODEL, a .onnx file or a name that 'smlm-bridge models' lists, or --calibration CAL to "
             "detect and fit."
         )
-    if (detector or detector_threshold) and (model or refine):
+    if (detector or detector_threshold) and refine and model is None:
         raise UsageError(
-            "--detector and --detector-threshold go with --calibration alone: fits need candidates."
+            "--detector and --detector-threshold go with --calibration alone: --refine finds candidates itself."
         )
+    check_channels(channel2, split)
+    where.only_for("--detector thunderstorm", detector == "thunderstorm")
     if threshold is not None and model is None:
         raise UsageError("--threshold is the least probability of a network: it goes with --model.")
     many = output.is_dir() or not output.suffix
@@ -132,6 +147,7 @@ def command(
         model=None if model is None else absolute_model(model),
         calibration=None if calibration is None else absolute_calibration(calibration),
         detect=_detect_options(detector, detector_threshold),
+        finder=_thunderstorm(run, where) if detector == "thunderstorm" else None,
         threshold=threshold,
         refine=refine,
         frames=frames,
@@ -140,6 +156,9 @@ def command(
         workers=workers,
         shard=_shard(shard),
         block_frames=block_frames,
+        coverage=coverage,
+        channel2=channel2,
+        split=split,
         setup=setup,
         preview=preview,
         report=report,
@@ -156,6 +175,7 @@ class _Job:
     model: str | None
     calibration: str | None
     detect: "DetectOptions | None"
+    finder: "Finder | None"
     threshold: float | None
     refine: bool
     frames: tuple[int, int] | None
@@ -164,6 +184,9 @@ class _Job:
     workers: str | None
     shard: "Shard | None"
     block_frames: int | None
+    coverage: bool
+    channel2: str | None
+    split: str | None
     setup: SetupReader
     preview: Path | None = None
     report: Path | None = None
@@ -184,6 +207,7 @@ class _Job:
             )
         found: dict[str, int] = {}
         bad: dict[str, str] = {}
+        checks: dict[str, Any] = {}
         totals = {"frames": 0, "localizations": 0, "failed_frames": 0}
         quiet = replace(self, run=replace(self.run, progress="none"))
         with self.run.steps("movies") as on_step:
@@ -196,12 +220,13 @@ class _Job:
                     warnings.warn(f"{file}: {error}", stacklevel=2)
                 else:
                     found[str(target)] = int(str(values["localizations"]))
+                    checks[str(target)] = values["coverage"]
                     totals = {key: totals[key] + int(str(values[key])) for key in totals}
                 on_step(number + 1, len(files))
         result: dict[str, object] = {
             **totals,
             "seconds": time.monotonic() - began,
-            "coverage": None,
+            "coverage": _worst_check(checks),
             "tables": found,
             "failed_files": bad,
         }
@@ -220,19 +245,17 @@ class _Job:
         unfinished = parts_folder(output).is_dir()
         if self.resume and output.exists() and not unfinished:
             return _done_before(output, made)
-        if (
-            self.resume and unfinished and not self.run.overwrite
-        ):  # outputs that are there are of this very run
-            return replace(self, run=replace(self.run, overwrite=True)).table(frames_in, output, running)
-        self.run.outputs(output, output.with_suffix(".protocol.json"), self.preview, self.report)
-        with self.run.steps("localizing") as on_step:
+        # Outputs beside parts that are resumed are of this very run.
+        run = replace(self.run, overwrite=self.run.overwrite or (self.resume and unfinished))
+        run.outputs(output, output.with_suffix(".protocol.json"), self.preview, self.report)
+        with run.steps("localizing") as on_step:
             store = localize_parts(
                 recipe,
                 parts_folder(output),
                 running,
                 team=size_of_team(self.workers),
                 resume=self.resume,
-                restart=self.run.overwrite,
+                restart=run.overwrite,
                 shard=self.shard,
                 block_frames=self.block_frames,
                 on_step=on_step,
@@ -240,26 +263,39 @@ class _Job:
         if self.shard is not None:
             return _shard_done(store, n_frames, seconds=time.monotonic() - began)
         result = merged(store)
-        write_table(output, result.table, overwrite=self.run.overwrite)
+        write_table(output, result.table, overwrite=run.overwrite)
+        trusted = self._checked(recipe, result)
         values: dict[str, object] = {
             "frames": n_frames,
             "localizations": len(result.table),
             "failed_frames": len(result.failed),
             "failures": {frame + 1: reason for frame, reason in result.failed.items()},
             "seconds": time.monotonic() - began,
-            "coverage": None,
+            "coverage": None if trusted is None else trusted.to_json(),
             "movie": movie,
         }
-        write_protocol(output, {**made, **values}, overwrite=self.run.overwrite)
-        self._pictures(recipe, result, made)
+        write_protocol(output, {**made, **values}, overwrite=run.overwrite)
+        self._pictures(recipe, result, made, trusted, overwrite=run.overwrite)
         store.remove()
         shown = {key: value for key, value in values.items() if key != "failures"}
+        if trusted is not None:
+            shown["coverage"] = trusted.headline
         return Summary(values, aligned({"table": str(output), **shown}))
+
+    def _checked(self, recipe: "Recipe", result: "Localized") -> "Coverage | None":
+        """Whether the model is meant for these frames; said in the log, too."""
+        if not self.coverage or recipe.model is None:
+            return None
+        from smlm_bridge.cluster.trust import checked
+
+        found = checked(recipe, result.table)
+        if found is not None and not self.run.quiet:
+            print(f"Coverage: {found.headline}. {' '.join(found.reasons)}", file=sys.stderr)
+        return found
 
     def _recipe(self, frames_in: Sequence[str]) -> "tuple[Recipe, int, dict[str, Any]]":
         """How the movie is localized, its number of frames and what it is; what cannot work is refused here."""
         from smlm_bridge.cluster.recipe import Recipe
-        from smlm_bridge.io.images import open_frames
 
         recipe = Recipe(
             tuple(str(Path(name).absolute()) for name in frames_in),
@@ -273,29 +309,39 @@ class _Job:
             self.run.threads,
             self.calibration,
             self.detect,
+            self.finder,
+            () if self.channel2 is None else (str(Path(self.channel2).absolute()),),
+            self.split,
         )
         network = recipe.tool.model
-        if self.detect is not None and network is not None and network.info.box_px is None:
+        if self.detect is not None and network is not None and not network.info.box_px:
             raise UsageError(
                 "--detector and --detector-threshold are for fits and models of single emitters; "
                 f"'{recipe.tool.name}' finds emitters itself."
             )
-        known = recipe.tool.calibration.channels[0].camera
-        with open_frames(recipe.inputs, frames=self.frames, roi=self.roi) as source:
-            camera = camera_of(source, self.setup(known).camera or known)
-            check_movie(source, recipe.tool, camera)
-            # Two channels may have a camera each: theirs stay unless options change them.
-            given = camera if recipe.tool.channels == 1 or camera != known else None
-            return replace(recipe, camera=given), source.n_frames, source.description
+        known = [channel.camera for channel in recipe.tool.calibration.channels]
+        with recipe.source() as source:
+            check_count(source, recipe.tool)
+            cameras = cameras_of(source, [self.setup(camera).camera or camera for camera in known])
+            check_movie(source, recipe.tool, cameras)
+            second = cameras[1] if len(cameras) > 1 else None
+            return replace(recipe, camera=cameras[0], camera2=second), source.n_frames, source.description
 
-    def _pictures(self, recipe: "Recipe", result: "Localized", made: dict[str, Any]) -> None:
+    def _pictures(
+        self,
+        recipe: "Recipe",
+        result: "Localized",
+        made: dict[str, Any],
+        trusted: "Coverage | None",
+        *,
+        overwrite: bool,
+    ) -> None:
         """Write the picture and the page that were asked for."""
         if self.preview is None and self.report is None:
             return
         from smlm_bridge.io.atomic import atomic_output
         from smlm_bridge.report import localization_page, preview_png
 
-        overwrite = self.run.overwrite
         with recipe.opened() as (source, _work):
             first = None if source.first_frame in result.failed else source.read(0, 1)[0, 0]
         known = recipe.tool.calibration
@@ -320,10 +366,24 @@ class _Job:
                 failed_frames=result.failed,
                 provenance=made,
                 n_frames=source.first_frame + source.n_frames,
+                coverage=trusted,
                 **seen,
             )
             with atomic_output(self.report, overwrite=overwrite) as temporary:
                 temporary.write_text(page, encoding="utf-8")
+
+
+def _worst_check(checks: dict[str, Any]) -> dict[str, Any] | None:
+    """The worst light of several tables, its flagged fraction, and each table's light."""
+    done = {name: check for name, check in checks.items() if check is not None}
+    if not done:
+        return None
+    order = ("green", "unknown", "yellow", "red")
+    worst = max(
+        done.values(), key=lambda check: (order.index(check["light"]), check["flagged_fraction"] or 0.0)
+    )
+    lights = {name: check["light"] for name, check in done.items()}
+    return {"light": worst["light"], "flagged_fraction": worst["flagged_fraction"], "lights": lights}
 
 
 def _detect_options(detector: str | None, threshold: str | None) -> "DetectOptions | None":
@@ -331,8 +391,21 @@ def _detect_options(detector: str | None, threshold: str | None) -> "DetectOptio
         return None
     from smlm_bridge.detect import DetectOptions
 
-    given: dict[str, Any] = {"detector": detector, "threshold": threshold}
+    # ThunderSTORM's detector is the wavelet's, in the plugin.
+    own = "wavelet" if detector == "thunderstorm" else detector
+    given: dict[str, Any] = {"detector": own, "threshold": threshold}
     return DetectOptions(**{name: value for name, value in given.items() if value is not None})
+
+
+def _thunderstorm(run: Run, where: Where) -> "Finder | None":
+    """ThunderSTORM's own detector; without the plugin None for ours of the same algorithm, which is said."""
+    from smlm_bridge.bridge.engines import Engine
+    from smlm_bridge.bridge.finder import thunderstorm_finder
+
+    found = thunderstorm_finder(where.options)
+    if found is None and not run.quiet:
+        print(f"Warning: {Engine().note}", file=sys.stderr)
+    return found
 
 
 def _shard(text: str | None) -> "Shard | None":
@@ -410,8 +483,11 @@ def _protocol(frames_in: Sequence[str], recipe: "Recipe") -> dict[str, Any]:
         "options": {
             "threshold": recipe.threshold or least,
             "detect": None if recipe.detect is None else json.loads(json.dumps(asdict(recipe.detect))),
+            "finder": None if recipe.finder is None else str(recipe.finder),
             "refine": recipe.refine,
             "frames": None if recipe.frames is None else list(recipe.frames),
             "roi": None if recipe.roi is None else list(recipe.roi),
+            "channel2": list(recipe.channel2) or None,
+            "split": recipe.split,
         },
     }

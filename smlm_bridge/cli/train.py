@@ -1,10 +1,16 @@
 """``train``: a network for this microscope, by online simulation."""
 
 import json
-import time
+import os
+import signal
+import threading
 import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,20 +26,22 @@ from smlm_bridge.cli.common import (
 )
 from smlm_bridge.cli.reporting import Summary, aligned, plain
 from smlm_bridge.cli.verbs import refuse_not_built
-from smlm_bridge.errors import InputRejected, UsageError
+from smlm_bridge.errors import InputRejected, SmlmError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from smlm_bridge.calibration import Calibration
-    from smlm_bridge.model import ModelInfo
+    from smlm_bridge.model import Model, ModelInfo
     from smlm_bridge.model import Run as ModelRun
+    from smlm_bridge.ranks import Ranks
     from smlm_bridge.training import Progress, RangesT, Start, Training
 
-SYSTEMS = ("dense", "single")
+SYSTEMS = ("dense", "single", "volume")
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
 UNLIMITED_SAMPLES = 2**62
 TEST_FRAMES, TEST_BOXES = 12, 500  # for the curve; the final scores are of more
+SECONDS_WORTH_DESCRIBING, BOXES_DESCRIBED = 120.0, 1500  # of a training: what ``coverage`` compares with
 CHECKPOINT = ".checkpoint"
 
 
@@ -65,11 +73,13 @@ class _Files:
     "--system",
     default=SYSTEMS[0],
     show_default=True,
-    help="The learned system: dense (crowded frames), or single (boxes around detected emitters).",
+    help="The learned system: dense (crowded frames), single (boxes around detected emitters), or volume (crowded "
+    "frames to a grid of voxels, as DeepSTORM3D does).",
 )
 @click.option(
     "--box", type=int, help="Side of the boxes of --system single, px, odd, 13 to 41; absent: by the PSF."
 )
+@file_option("--network", "Sizes of the network, TOML; absent: the defaults. Not with --system single.")
 @file_option("--ranges", "What to draw the training frames from, TOML; absent: the defaults.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Time for training.")
 @click.option(
@@ -96,6 +106,7 @@ def command(
     output: Path,
     system: str,
     box: int | None,
+    network: Path | None,
     ranges: Path | None,
     minutes: float | None,
     samples: int | None,
@@ -104,11 +115,13 @@ def command(
     freeze: str | None,
     purpose: str,
     setup: SetupReader,
-) -> Summary:
+) -> Summary | None:
     """Train a network on frames simulated with the PSF and the camera of CAL.
 
     Of --setup only [camera] is read. An interrupted training leaves its checkpoint and goes on with --resume.
     The scores are of fresh frames with known truth.
+
+    Several GPUs train one network under torchrun: torchrun --nproc-per-node N -m smlm_bridge train ...
     """
     if system not in SYSTEMS:
         refuse_not_built(f"the system '{system}' (built: {', '.join(SYSTEMS)})")
@@ -124,26 +137,51 @@ def command(
     require("torch", extra="train")
     require("onnx", extra="train")
     from smlm_bridge.io.checkpoint import load_checkpoint
+    from smlm_bridge.ranks import launched
 
     known = load_calibration(calibration)
     known = replace(known, camera=setup(known.camera).camera or known.camera)
     state = load_checkpoint(files.checkpoint) if resume else None
-    settings: dict[str, Any] = {
-        key: value for key, value in (("samples", samples), ("minutes", minutes)) if value
-    }
-    if "minutes" in settings and "samples" not in settings:
-        settings["samples"] = UNLIMITED_SAMPLES
-    settings |= {"seed": run.seed, "freeze_backbone": freeze is not None}
-    if state is not None:  # a resumed training goes on with what its options record
-        settings |= {key: state["options"].get(key, settings[key]) for key in ("seed", "freeze_backbone")}
-        box = state["options"].get("box_px", box)
-    begin = _state_start(state) if state is not None else None if start is None else _start(start)
-    trainer = _trainer(system, known, ranges, settings, box=box, device=run.device, start=begin)
-    if state is not None:
-        trainer.load_state_dict(state)
-    _train(run, trainer, files)
     purpose = purpose or f"emitters imaged with the PSF of {Path(calibration).name}"
-    return _finish(run, trainer, files, system=system, purpose=purpose, start=start)
+    with launched(run.device) as ranks:
+        settings = {
+            **_budget(samples, minutes),
+            "seed": ranks.agreed(run.seed),
+            "freeze_backbone": freeze is not None,
+        }
+        if state is not None:  # a resumed training goes on with what its options record
+            settings |= {key: state["options"].get(key, settings[key]) for key in ("seed", "freeze_backbone")}
+            box = state["options"].get("box_px", box)
+        begin = _state_start(state) if state is not None else None if start is None else _start(start)
+        device = _own_gpu(run.device)
+        trainer = _trainer(
+            system,
+            known,
+            ranges,
+            settings,
+            box=box,
+            sizes=_sizes(network, system, state),
+            device=device,
+            start=begin,
+            ranks=ranks,
+        )
+        if state is not None:
+            trainer.load_state_dict(state)
+        _train(run if ranks.first else replace(run, progress="none", quiet=True), trainer, files)
+    return _finish(run, trainer, files, system=system, purpose=purpose, start=start) if ranks.first else None
+
+
+def _budget(samples: int | None, minutes: float | None) -> dict[str, Any]:
+    """The options that say when a training ends; absent ones are the system's."""
+    if minutes is None:
+        return {} if samples is None else {"samples": samples}
+    return {"samples": samples or UNLIMITED_SAMPLES, "minutes": minutes}
+
+
+def _own_gpu(device: str) -> str:
+    """The GPU of this process of those that ``torchrun`` started on a machine."""
+    number = os.environ.get("LOCAL_RANK")
+    return device if device != "cuda" or number is None else f"cuda:{number}"
 
 
 def _trainer(
@@ -153,18 +191,32 @@ def _trainer(
     settings: dict[str, Any],
     *,
     box: int | None,
+    sizes: dict[str, Any],
     device: str,
     start: "Start | None",
+    ranks: "Ranks",
 ) -> "Training[Any, Any, Any]":
     """The training of a system with the ranges of a TOML file."""
-    if system == "dense":
+    if system != "single":
         from smlm_bridge.simulate.scene import Ranges
         from smlm_bridge.train import Trainer, TrainOptions
+        from smlm_bridge.train_volume import VolumeOptions, VolumeTrainer
 
         if box is not None:
-            raise UsageError("--box goes with --system single; the dense localizer takes whole frames.")
+            raise UsageError(f"--box goes with --system single; the system {system} takes whole frames.")
         dense = _ranges(path, known, Ranges)
-        return Trainer(known, dense, TrainOptions(**settings), device=device, start=start)
+        kinds: dict[str, tuple[Any, Any]] = {
+            "dense": (TrainOptions, Trainer),
+            "volume": (VolumeOptions, VolumeTrainer),
+        }
+        wanted, trainer = kinds[system]
+        try:
+            options = wanted(**settings, **sizes)
+        except (TypeError, ValueError) as error:
+            raise InputRejected(f"the network has a size of the wrong kind: {error}.") from error
+        made: Training[Any, Any, Any]
+        made = trainer(known, dense, options, device=device, start=start, ranks=ranks)
+        return made
     from smlm_bridge.fit.work import box_px
     from smlm_bridge.networks.single import LARGEST_BOX_PX, SMALLEST_BOX_PX
     from smlm_bridge.simulate.single import SingleRanges
@@ -172,7 +224,23 @@ def _trainer(
 
     side = min(max(box_px(known), SMALLEST_BOX_PX), LARGEST_BOX_PX) if box is None else box
     single = _ranges(path, known, SingleRanges)
-    return SingleTrainer(known, single, SingleOptions(**settings, box_px=side), device=device, start=start)
+    boxes = SingleOptions(**settings, box_px=side)
+    return SingleTrainer(known, single, boxes, device=device, start=start, ranks=ranks)
+
+
+def _sizes(network: Path | None, system: str, state: "Mapping[str, Any] | None") -> dict[str, Any]:
+    """The options of a network: those of the file, else those that a resumed training records."""
+    if system == "single":
+        if network is not None:
+            raise UsageError("--network goes with --system dense or volume; --box sizes a network of boxes.")
+        return {}
+    from smlm_bridge.cli.network_sizes import HOW_TO_LEARN, read_sizes
+    from smlm_bridge.train import Trainer
+    from smlm_bridge.train_volume import VolumeTrainer
+
+    allowed = (*(Trainer if system == "dense" else VolumeTrainer).shape_options, *HOW_TO_LEARN)
+    kept = {} if state is None else {name: v for name, v in state["options"].items() if name in allowed}
+    return {**kept, **read_sizes(network, allowed)}
 
 
 def _start(start: str) -> "Start":
@@ -224,6 +292,10 @@ def _scores(
 
     if isinstance(trainer, Trainer):
         return held_out_scores(trainer, run, **({"frames": TEST_FRAMES} if quick else {}))
+    from smlm_bridge.train_volume import VolumeTrainer, volume_scores
+
+    if isinstance(trainer, VolumeTrainer):
+        return volume_scores(trainer, run, **({"frames": TEST_FRAMES} if quick else {}))
     from smlm_bridge.train_single import SingleTrainer, single_scores
 
     assert isinstance(trainer, SingleTrainer)
@@ -235,27 +307,65 @@ def _train(run: Run, trainer: "Training[Any, Any, Any]", files: _Files) -> None:
     from smlm_bridge.io.checkpoint import save_checkpoint
     from smlm_bridge.training import train
 
-    saved = time.monotonic()
+    saved = trainer.progress.seconds
     losses: list[float] = []
-    with run.steps("training") as on_step:
+
+    def save() -> None:
+        state = trainer.state_dict()  # of all processes, so all of them ask for it
+        if trainer.ranks.first:
+            save_checkpoint(files.checkpoint, state)
+
+    with run.steps("training") as on_step, _interrupted_between_steps() as step_done:
 
         def watch(progress: "Progress", terms: dict[str, float]) -> None:
             nonlocal saved
             on_step(round(1000 * trainer.fraction), 1000)
             losses.append(sum(terms.values()))
-            if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                scores = _scores(trainer, quick=True)
-                _note(run, progress, sum(losses) / len(losses), scores)
+            # By the seconds of the training, which are the same in all processes.
+            if progress.seconds - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                if trainer.ranks.first:
+                    _note(run, progress, sum(losses) / len(losses), _scores(trainer, quick=True))
                 losses.clear()
-                save_checkpoint(files.checkpoint, trainer.state_dict())
-                saved = time.monotonic()
+                save()
+                saved = progress.seconds
+            step_done()
 
         try:
             train(trainer, on_step=watch)
         except KeyboardInterrupt:
-            save_checkpoint(files.checkpoint, trainer.state_dict())
+            if trainer.ranks.count == 1:  # several are interrupted in different steps
+                save()
             raise
-    save_checkpoint(files.checkpoint, trainer.state_dict())
+        save()
+
+
+@contextmanager
+def _interrupted_between_steps() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C and SIGTERM back until the function given is called: of half a step there is no checkpoint.
+
+    The second one is not held back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    told: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if told:
+            raise KeyboardInterrupt
+        told.append(number)
+
+    def step_done() -> None:
+        if told:
+            raise KeyboardInterrupt
+
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
+    try:
+        yield step_done
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _note(run: Run, progress: "Progress", loss: float, scores: dict[str, Any]) -> None:
@@ -286,8 +396,9 @@ def _finish(
     """Export, score, write the model and its card, and drop the checkpoint."""
     from smlm_bridge.io.atomic import atomic_output
     from smlm_bridge.io.model import load_model, save_model
-    from smlm_bridge.model import SINGLE, ModelInfo
-    from smlm_bridge.networks.export import single_to_onnx, to_onnx
+    from smlm_bridge.model import SINGLE, VOLUME, ModelInfo
+    from smlm_bridge.networks.export import single_to_onnx, to_onnx, volume_to_onnx
+    from smlm_bridge.train_volume import THRESHOLD
 
     network, progress = trainer.network, trainer.progress
     box: int = trainer.options.box_px if system == SINGLE else 0
@@ -301,6 +412,9 @@ def _finish(
         size_step=1 if box else network.size_step,
         reach_px=0 if box else network.reach,
         box_px=box,
+        context_frames=0 if box else trainer.options.context_frames,
+        volume=network.grid if system == VOLUME else None,
+        threshold=THRESHOLD if system == VOLUME else 0.5,
         training={
             "made_by": f"smlm_bridge {__version__}, train",
             "samples": progress.samples,
@@ -315,15 +429,20 @@ def _finish(
     def export(described: "ModelInfo") -> bytes:
         if box:
             return single_to_onnx(network, described.to_metadata(), channels=info.channels, side=box)
-        return to_onnx(network, described.to_metadata(), channels=info.channels, size_step=info.size_step)
+        if info.volume is not None:
+            return volume_to_onnx(network, described.to_metadata(), channels=info.inputs)
+        return to_onnx(network, described.to_metadata(), channels=info.inputs, size_step=info.size_step)
 
     # Scored as it will run: from the exported file, in ONNX Runtime.
     with atomic_output(files.model, overwrite=run.overwrite) as temporary:
         save_model(temporary, export(info))
-        info = replace(info, scores=_scores(trainer, load_model(temporary, threads=run.threads).run))
+        loaded = load_model(temporary, threads=run.threads)
+        model = loaded.run
+        info = replace(info, scores=_scores(trainer, model), coverage=_training_space(loaded, progress))
+        more = _single_card(run, trainer, model, files) if box else ""
         save_model(temporary, export(info), overwrite=True)
     with atomic_output(files.card, overwrite=run.overwrite) as temporary:
-        temporary.write_text(_card(info), encoding="utf-8")
+        temporary.write_text(_card(info) + more, encoding="utf-8")
     files.checkpoint.unlink(missing_ok=True)
     values = {
         "samples": progress.samples,
@@ -332,6 +451,39 @@ def _finish(
         "seed": trainer.options.seed,
     }
     return Summary(values, aligned({"model": str(files.model), "card": str(files.card), **values}))
+
+
+def _single_card(run: Run, trainer: "Training[Any, Any, Any]", model: "ModelRun", files: _Files) -> str:
+    """What the card of a model of single emitters says beyond others."""
+    from smlm_bridge.cli.single_card import single_sections
+    from smlm_bridge.train_single import SingleTrainer
+    from smlm_bridge.train_single.comparison import boxes_per_cpu_second, compared
+
+    assert isinstance(trainer, SingleTrainer)
+    options = trainer.options
+    command = (
+        f"smlm-bridge train CAL -o {files.model.name} --system single --box {options.box_px} --ranges RANGES.toml "
+        f"--samples {trainer.progress.samples} --seed {options.seed}"
+    )
+    return "\n" + single_sections(
+        compared(trainer, model),
+        boxes_per_second=boxes_per_cpu_second(model, options.box_px),
+        threads=run.threads or os.cpu_count() or 1,
+        command=command,
+    )
+
+
+def _training_space(model: "Model", progress: "Progress") -> dict[str, Any]:
+    """What ``coverage`` compares with; of short trainings nothing, it is then drawn when it is asked for."""
+    from smlm_bridge.coverage import reference_of
+
+    if progress.seconds < SECONDS_WORTH_DESCRIBING:
+        return {}
+    try:
+        return reference_of(model, boxes=BOXES_DESCRIBED).to_json()
+    except SmlmError as error:
+        warnings.warn(f"the model's file will not say what its training looks like: {error}", stacklevel=2)
+        return {}
 
 
 def _card(info: "ModelInfo") -> str:

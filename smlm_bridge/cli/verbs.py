@@ -15,6 +15,7 @@ BUILT: Final = {
     "simulate": "Frames with ground truth from a calibration.",
     "train": "Train a network for this microscope (.onnx).",
     "detect": "Candidates of emitters in frames, as ThunderSTORM finds them.",
+    "coverage": "Is this model meant for these data?",
     "localize": "Frames to a ThunderSTORM table.",
     "evaluate": "Score a table against ground truth.",
     "rerender": "Re-render localizations and compare with the frames.",
@@ -40,7 +41,6 @@ BUILT: Final = {
 }
 
 NOT_BUILT: Final = (
-    "coverage",
     "design",
 )  # fmt: skip
 

@@ -94,8 +94,19 @@ def sample_frame(counts: NDArray[np.generic], info: ModelInfo) -> NDArray[np.flo
     Raises
     ------
     InputRejected
-        If the frame has other channels than the model, or fewer pixels than half of the least size.
+        If the model looks at neighbouring frames, or the frame has other channels than the model, or fewer
+        pixels than half of the least size.
     """
+    if info.volume is not None:
+        raise InputRejected(
+            f"the model '{info.name}' returns volumes, which the package does not describe. Run it with "
+            "'smlm-bridge localize'."
+        )
+    if info.context_frames:
+        raise InputRejected(
+            f"the model '{info.name}' looks at neighbouring frames; DeepImageJ gives it one frame at a time. "
+            "Run it with 'smlm-bridge localize'."
+        )
     if counts.ndim != 3 or counts.shape[0] != info.channels:
         raise InputRejected(
             f"the sample has the shape {counts.shape}; the model '{info.name}' takes {info.channels} channel(s)."

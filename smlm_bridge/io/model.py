@@ -1,5 +1,6 @@
 """Model files: strict loading of ONNX, without pickle and without data outside the file."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from smlm_bridge.errors import InputRejected, MissingDependency
 from smlm_bridge.io.atomic import atomic_output
-from smlm_bridge.io.onnx_file import inspect_onnx
+from smlm_bridge.io.onnx_file import halves, inspect_onnx, with_features
 from smlm_bridge.io.shipped import WEIGHTS, find_shipped, shipped_folder, shipped_names
 from smlm_bridge.model import Model, ModelInfo
+from smlm_bridge.model import Run as ModelRun
 from smlm_bridge.networks.estimates import estimate_names
 from smlm_bridge.networks.maps import MAP_NAMES
 
@@ -38,6 +40,9 @@ class _Metadata(BaseModel):
     scores: dict[str, Any]
     calibration_hash: str
     box_px: int = 0
+    context_frames: int = 0
+    coverage: dict[str, Any] = Field(default_factory=dict)
+    volume: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,14 +137,16 @@ def load_model(path_or_name: Path | str, *, threads: int | None = None, device: 
     info = _read_info(session, str(path_or_name))
     inputs, outputs = session.get_inputs(), session.get_outputs()
     taken, given, count = "frames", "maps", len(MAP_NAMES)
-    if info.box_px:
+    if info.volume is not None:
+        given, count = "volume", info.volume.planes
+    elif info.box_px:
         taken, given, count = "boxes", "estimates", len(_estimates(info, str(path_or_name)))
-    wanted = ("tensor(float)", taken, info.channels), ("tensor(float)", given, count)
+    wanted = ("tensor(float)", taken, info.inputs), ("tensor(float)", given, count)
     found = [(part.type, part.name, (*part.shape, None, None)[1]) for part in (*inputs, *outputs)]
     if found != list(wanted):
         raise InputRejected(
-            f"{path_or_name}: a model takes {info.channels} channel(s) of '{taken}' and returns "
-            f"{count} '{given}'; this one has {found}."
+            f"{path_or_name}: this model takes {info.inputs} channel(s) of '{taken}' and returns "
+            f"{count} '{given}'; the file has {found}."
         )
     if info.box_px and list(inputs[0].shape[2:]) != [info.box_px] * 2:
         raise InputRejected(
@@ -153,7 +160,49 @@ def load_model(path_or_name: Path | str, *, threads: int | None = None, device: 
         ]
         return found
 
-    return Model(info, run)
+    @functools.cache
+    def seen() -> tuple[Any, str]:
+        extended = with_features(data)
+        if extended is None:
+            raise InputRejected(
+                f"{path_or_name}: the network has no layer of weights whose input could be shown."
+            )
+        return onnxruntime.InferenceSession(extended[0], options, providers=_providers(device)), extended[1]
+
+    def features(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        asked, name = seen()
+        found: NDArray[np.float32] = asked.run([name], {taken: np.ascontiguousarray(frames, np.float32)})[0]
+        return found
+
+    if info.volume is None:
+        return Model(info, run, features)
+    return Model(info, run, None, _stages(data, str(path_or_name), given, options, _providers(device)))
+
+
+def _stages(
+    data: bytes, name: str, given: str, options: Any, providers: list[Any]
+) -> tuple[ModelRun, ModelRun]:
+    """The network before its first upsampling, and from it on."""
+    cut = halves(data, "Resize")
+    if cut is None:
+        raise InputRejected(f"{name}: a network of volumes upsamples, this one does not.")
+    between = cut[2]
+    # What a tile took is given back; without, tiles of several sizes fill the memory with what they left.
+    frugal = onnxruntime.RunOptions()
+    frugal.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    first, second = (onnxruntime.InferenceSession(half, options, providers=providers) for half in cut[:2])
+
+    def context(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        given_frames = np.ascontiguousarray(frames, np.float32)
+        found: NDArray[np.float32] = first.run([between], {"frames": given_frames}, frugal)[0]
+        return found
+
+    def tail(features: NDArray[np.float32]) -> NDArray[np.float32]:
+        part = np.ascontiguousarray(features)
+        found: NDArray[np.float32] = second.run([given], {between: part}, frugal)[0]
+        return found
+
+    return context, tail
 
 
 def _estimates(info: ModelInfo, name: str) -> tuple[str, ...]:

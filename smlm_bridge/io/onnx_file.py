@@ -17,13 +17,23 @@ _MOST_NODES = 20_000
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _STANDARD_DOMAINS = (b"", b"ai.onnx")
 _MOST_BITS = 70
+_WEIGHTED = (b"Conv", b"Gemm", b"MatMul")
 
 # Numbers of the fields that are looked at, a line for each message.
 _IR, _GRAPH, _OPSET, _METADATA, _TRAINING, _FUNCTIONS = 1, 7, 8, 14, 20, 25  # ModelProto
-_NODE, _INITIALIZER, _SPARSE_INITIALIZER = 1, 5, 15  # GraphProto
-_ATTRIBUTE, _DOMAIN = 5, 7  # NodeProto
+_NODE, _GRAPH_NAME, _INITIALIZER, _GRAPH_INPUT, _OUTPUT, _SPARSE_INITIALIZER = (
+    1,
+    2,
+    5,
+    11,
+    12,
+    15,
+)  # GraphProto
+_INPUT, _NODE_OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # NodeProto
 _TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS, _SPARSE, _SPARSES = 5, 6, 10, 11, 22, 23  # AttributeProto
-_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # TensorProto
+_TENSOR_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14  # TensorProto
+# ValueInfoProto.type of a tensor of floats of any shape: TypeProto.tensor_type.elem_type = 1.
+_FLOATS: Final = b"\x0a\x02\x08\x01"
 
 Field = tuple[int, int | memoryview]
 
@@ -94,6 +104,138 @@ def with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
         for key, value in metadata.items()
     ]
     return b"".join((*kept, *entries))
+
+
+def with_features(data: bytes) -> tuple[bytes, str] | None:
+    """The same ONNX file with what its last layer of weights sees as one more output, and the output's name.
+
+    None where the graph has no such layer.
+
+    Raises
+    ------
+    InputRejected
+        If ``data`` is no protocol buffer.
+    """
+    view = memoryview(data)
+    parts, name, start = [], b"", 0
+    try:
+        for number, value, stop in _spans(view):
+            if number == _GRAPH:
+                graph = _message(value)
+                name = _last_weighted_input(graph)
+                parts.append(_entry(_GRAPH, bytes(graph) + _entry(_OUTPUT, _entry(1, name))))
+            else:
+                parts.append(bytes(view[start:stop]))
+            start = stop
+    except _Refused as reason:
+        raise InputRejected(f"the model cannot be read: {reason}.") from None
+    return (b"".join(parts), name.decode()) if name else None
+
+
+def halves(data: bytes, operator: str) -> tuple[bytes, bytes, str] | None:
+    """An ONNX file cut in two before its first ``operator``, and the name of the tensor between the halves.
+
+    The first half gives what that operator takes first; the second takes it and gives what the whole gives. None
+    where the graph has no such operator.
+
+    Raises
+    ------
+    InputRejected
+        If ``data`` is no protocol buffer, or its second half also needs what the first was given.
+    """
+    try:
+        header, graph = _taken_apart(memoryview(data))
+        between = next((ins[0] for kind, ins, _, _ in graph.nodes if kind == operator.encode() and ins), b"")
+        if not between:
+            return None
+        first = graph.part({between}, graph.inputs, [_entry(1, between)])
+        taken = [_entry(1, between) + _entry(2, _FLOATS)]
+        second = graph.part(graph.given, taken, graph.outputs, without=between)
+    except _Refused as reason:
+        raise InputRejected(f"the model cannot be cut in two: {reason}.") from None
+    return header + _entry(_GRAPH, first), header + _entry(_GRAPH, second), between.decode()
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A graph taken apart: operators as kind, inputs, outputs and bytes, and everything else as bytes."""
+
+    nodes: list[tuple[bytes, list[bytes], list[bytes], bytes]]
+    weights: dict[bytes, bytes]
+    inputs: list[bytes]
+    outputs: list[bytes]
+    given: set[bytes]
+
+    def part(
+        self, wanted: set[bytes], inputs: list[bytes], outputs: list[bytes], *, without: bytes = b""
+    ) -> bytes:
+        """The graph that makes ``wanted``, where ``without`` is given from outside."""
+        needed, kept = set(wanted), []
+        for _, taken, made, node in reversed(self.nodes):  # they stand in the order of their work
+            if needed & set(made) - {without}:
+                kept.append(_entry(_NODE, node))
+                needed |= set(taken)
+        missing = needed & {_name_of(value) for value in self.inputs}
+        if without and missing:
+            raise _Refused(f"both halves need {sorted(missing)}")
+        weights = [_entry(_INITIALIZER, value) for name, value in self.weights.items() if name in needed]
+        ends = [_entry(_GRAPH_INPUT, value) for value in inputs]
+        ends += [_entry(_OUTPUT, value) for value in outputs]
+        return b"".join((*reversed(kept), _entry(_GRAPH_NAME, b"half"), *weights, *ends))
+
+
+def _taken_apart(view: memoryview) -> tuple[bytes, _Graph]:
+    """What stands beside the graph, without metadata, and the graph."""
+    header, start = [], 0
+    found = _Graph([], {}, [], [], set())
+    for number, value, stop in _spans(view):
+        if number == _GRAPH:
+            for part, content in _fields(_message(value)):
+                _take(found, part, content)
+        elif number != _METADATA:
+            header.append(bytes(view[start:stop]))
+        start = stop
+    return b"".join(header), found
+
+
+def _take(found: _Graph, part: int, content: int | memoryview) -> None:
+    """Put one part of a graph where it belongs."""
+    if part == _NODE:
+        names: dict[int, list[bytes]] = {_INPUT: [], _NODE_OUTPUT: [], _OP_TYPE: []}
+        for field, value in _fields(_message(content)):
+            if field in names:
+                names[field].append(bytes(_message(value)))
+        kind = b"".join(names[_OP_TYPE])
+        found.nodes.append((kind, names[_INPUT], names[_NODE_OUTPUT], bytes(_message(content))))
+    elif part == _INITIALIZER:
+        name = b"".join(bytes(_message(v)) for f, v in _fields(_message(content)) if f == _TENSOR_NAME)
+        found.weights[name] = bytes(_message(content))
+    elif part == _GRAPH_INPUT:
+        found.inputs.append(bytes(_message(content)))
+    elif part == _OUTPUT:
+        found.outputs.append(bytes(_message(content)))
+        found.given.add(_name_of(found.outputs[-1]))
+
+
+def _name_of(value_info: bytes) -> bytes:
+    return b"".join(bytes(_message(v)) for f, v in _fields(memoryview(value_info)) if f == 1)
+
+
+def _last_weighted_input(graph: memoryview) -> bytes:
+    """The first input of the last convolution or matrix product; operators stand in the order of their work."""
+    name = b""
+    for number, value in _fields(graph):
+        if number != _NODE:
+            continue
+        inputs, kind = [], b""
+        for part, content in _fields(_message(value)):
+            if part == _INPUT:
+                inputs.append(bytes(_message(content)))
+            elif part == _OP_TYPE:
+                kind = bytes(_message(content))
+        if kind in _WEIGHTED and inputs:
+            name = inputs[0]
+    return name
 
 
 class _Refused(Exception):
