@@ -13,6 +13,7 @@ import torch
 from smlm_bridge.calibration import Calibration
 from smlm_bridge.camera import Camera
 from smlm_bridge.cli import main
+from smlm_bridge.cluster.trust import thinned
 from smlm_bridge.coverage import CoverageOptions, check_localized, coverage, reference_of
 from smlm_bridge.coverage.boxes import Boxes, cut_boxes, inside
 from smlm_bridge.coverage.limits import Allowed, outside, piled_up
@@ -383,3 +384,28 @@ def test_localize_asks_at_its_end(
     assert main([*run, "--overwrite", "--no-coverage", "--block-frames", "5"]) == 0
     assert json.loads(capsys.readouterr().out)["coverage"] is None
     assert table.read_bytes() == before
+
+
+def test_of_a_large_table_whole_frames_are_kept() -> None:
+    frame = np.sort(np.random.default_rng(4).integers(7, 7 + 3000, 60_000))
+    table = pd.DataFrame({"frame": frame, "x_nm": np.arange(60_000.0)})
+    sample, count = thinned(table, 3000)
+    assert count == 250
+    assert 4000 < len(sample) < 6000
+    assert sample["frame"].nunique() == count
+    kept = table[table["frame"].isin(sample["frame"])]
+    np.testing.assert_array_equal(sample, kept)
+    small = table[:20_000]
+    assert thinned(small, 3000)[0] is small
+
+
+def test_of_many_movies_the_first_is_checked(
+    recorded: Recorded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "movies").mkdir()
+    for name in "ab":
+        (tmp_path / "movies" / f"{name}.tif").write_bytes(recorded.movie.read_bytes())
+    run = ["localize", str(tmp_path / "movies"), "-o", str(tmp_path / "out"), "--model", str(recorded.model)]
+    assert main([*run, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["coverage"]
+    assert list(found["lights"]) == [str(tmp_path / "out" / "a.csv")]

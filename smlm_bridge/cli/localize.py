@@ -28,12 +28,16 @@ from smlm_bridge.cli.values import FRAMES, ROI
 from smlm_bridge.errors import InputRejected, SmlmError, UsageError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from smlm_bridge.cluster.engines import Engine
     from smlm_bridge.cluster.movie import Localized, Shard
     from smlm_bridge.cluster.recipe import Recipe
     from smlm_bridge.coverage import Coverage
     from smlm_bridge.detect import DetectOptions, Finder
     from smlm_bridge.io.parts import PartStore
+
+_CHECKED_OF_MANY = 1000  # localizations of a movie beside which its check costs little
 
 
 @verb(
@@ -78,7 +82,8 @@ if TYPE_CHECKING:
 @click.option(
     "--coverage/--no-coverage",
     default=True,
-    help="Check at the end, on some boxes, whether the model is meant for these frames.",
+    help="Check at the end, on some boxes, whether the model is meant for these frames; of many movies the "
+    f"first and those with {_CHECKED_OF_MANY} localizations or more.",
 )
 @channel_options
 @where_options()
@@ -190,6 +195,7 @@ class _Job:
     setup: SetupReader
     preview: Path | None = None
     report: Path | None = None
+    least_checked: int = 0  # localizations
 
     def folder(self, frames_in: Sequence[str], output: Path, running: "Engine") -> Summary:
         """One table for each file; a bad file does not stop the rest."""
@@ -214,13 +220,15 @@ class _Job:
             for number, file in enumerate(files):
                 target = output / f"{file.stem}.csv"
                 try:
-                    values = quiet.table([str(file)], target, running).values
+                    values = quiet.table([str(file)], target, running).values  # noqa: PD011
                 except (SmlmError, OSError) as error:
                     bad[str(file)] = str(error)
                     warnings.warn(f"{file}: {error}", stacklevel=2)
                 else:
                     found[str(target)] = int(str(values["localizations"]))
-                    checks[str(target)] = values["coverage"]
+                    checks[str(target)] = check = values["coverage"]
+                    if isinstance(check, dict) and check["light"] != "unknown":
+                        quiet = replace(quiet, least_checked=_CHECKED_OF_MANY)
                     totals = {key: totals[key] + int(str(values[key])) for key in totals}
                 on_step(number + 1, len(files))
         result: dict[str, object] = {
@@ -237,6 +245,7 @@ class _Job:
         """One table of one movie."""
         from smlm_bridge.cluster.engines import size_of_team
         from smlm_bridge.cluster.movie import localize_parts, merged, parts_folder
+        from smlm_bridge.cluster.trust import thinned
         from smlm_bridge.io.thunderstorm import write_protocol, write_table
 
         began = time.monotonic()
@@ -264,10 +273,18 @@ class _Job:
             return _shard_done(store, n_frames, seconds=time.monotonic() - began)
         result = merged(store)
         write_table(output, result.table, overwrite=run.overwrite)
-        trusted = self._checked(recipe, result)
+        count = len(result.table)
+        sample, looked_at = thinned(result.table, n_frames)
+        if self.preview is None and self.report is None:
+            result = replace(
+                result, table=sample
+            )  # the rest is written, and the check needs memory of its own
+        trusted = None
+        if count >= self.least_checked:
+            trusted = self._checked(recipe, sample, looked_at)
         values: dict[str, object] = {
             "frames": n_frames,
-            "localizations": len(result.table),
+            "localizations": count,
             "failed_frames": len(result.failed),
             "failures": {frame + 1: reason for frame, reason in result.failed.items()},
             "seconds": time.monotonic() - began,
@@ -282,13 +299,13 @@ class _Job:
             shown["coverage"] = trusted.headline
         return Summary(values, aligned({"table": str(output), **shown}))
 
-    def _checked(self, recipe: "Recipe", result: "Localized") -> "Coverage | None":
+    def _checked(self, recipe: "Recipe", sample: "pd.DataFrame", looked_at: int) -> "Coverage | None":
         """Whether the model is meant for these frames; said in the log, too."""
         if not self.coverage or recipe.model is None:
             return None
         from smlm_bridge.cluster.trust import checked
 
-        found = checked(recipe, result.table)
+        found = checked(recipe, sample, looked_at=looked_at)
         if found is not None and not self.run.quiet:
             print(f"Coverage: {found.headline}. {' '.join(found.reasons)}", file=sys.stderr)
         return found

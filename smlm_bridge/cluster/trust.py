@@ -1,5 +1,6 @@
 """Is the model meant for the movie that it has localized? Asked at the end of a run, of its table."""
 
+import numpy as np
 import pandas as pd
 
 from smlm_bridge.cluster.recipe import Recipe, loaded_tool
@@ -8,12 +9,37 @@ from smlm_bridge.errors import SmlmError
 from smlm_bridge.model import ModelInfo
 
 PIXEL_TOLERANCE = 0.02
+_LARGE, _ENOUGH = 20_000, 5000  # rows of a table
+_LEAST_FRAMES = 200
 _NO_PHOTONS = (
     "A network of volumes counts no photons, so its emitters cannot be drawn again; the check was not made."
 )
 
 
-def checked(recipe: Recipe, table: pd.DataFrame, *, options: CoverageOptions = QUICK) -> Coverage | None:
+def thinned(table: pd.DataFrame, n_frames: int) -> tuple[pd.DataFrame, int]:
+    """Whole frames of a large table, as much as a check looks at, and how many; so that the rest can be let go.
+
+    Parameters
+    ----------
+    table
+        Localizations; a table that is not large comes back as it is.
+    n_frames
+        Frames that were localized.
+    """
+    count = max(_LEAST_FRAMES, -(-n_frames * _ENOUGH // max(len(table), 1)))
+    if len(table) <= _LARGE or count >= n_frames:
+        return table, n_frames
+    frame = table["frame"].to_numpy(np.int64)
+    first = int(frame.min())
+    chosen = np.zeros(int(frame.max()) - first + 1, bool)
+    wanted = np.random.default_rng(0).choice(n_frames, count, replace=False)
+    chosen[wanted[wanted < len(chosen)]] = True
+    return table[chosen[frame - first]].reset_index(drop=True), count
+
+
+def checked(
+    recipe: Recipe, table: pd.DataFrame, *, looked_at: int, options: CoverageOptions = QUICK
+) -> Coverage | None:
     """The coverage check of a table; None of a run without a network.
 
     It looks at a sample of boxes that depends on the table alone, and never fails: what goes wrong is its reason.
@@ -22,6 +48,8 @@ def checked(recipe: Recipe, table: pd.DataFrame, *, options: CoverageOptions = Q
     ----------
     recipe, table
         How the movie was localized, and what came of it.
+    looked_at
+        Frames that the table is about.
     options
         How much is looked at.
     """
@@ -41,7 +69,9 @@ def checked(recipe: Recipe, table: pd.DataFrame, *, options: CoverageOptions = Q
             )
             if trained.info.volume is not None and not stops:
                 return Coverage("unknown", None, (_NO_PHOTONS,))
-            return check_localized(source, table, trained, camera=camera, options=options, stops=stops)
+            return check_localized(
+                source, table, trained, camera=camera, options=options, stops=stops, looked_at=looked_at
+            )
     except (SmlmError, OSError) as error:
         return Coverage("unknown", None, (f"The check could not be made: {error}",))
 
