@@ -213,6 +213,7 @@ def check_sweep(folder: Path) -> None:
         assert (folder / "sweep" / f"{number}.onnx").is_file()
 
 
+@pytest.mark.slow
 def test_the_sweep_of_the_docs_trains_each_line(sweep, programs) -> None:
     script = script_of_the_docs("sweep")
     run_array(script, sweep, 2)

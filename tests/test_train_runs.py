@@ -141,7 +141,7 @@ def torchrun(folder: Path, script: str, *arguments: str, processes: int = 2) -> 
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=400,  # of two processes that import torch on a busy machine
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

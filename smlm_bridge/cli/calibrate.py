@@ -264,7 +264,7 @@ def _summary(result: "Retrieval", output: Path) -> Summary:
         "analysers": result.analysers,
         "z_range_nm": calibration.z_range_nm,
         "blur_nm": calibration.blur_nm,
-        "pupil_error": calibration.provenance["pupil_error"],
+        "pupil_error": calibration.provenance.get("pupil_error"),
         "warnings": result.warnings,
         "beads": [asdict(bead) for bead in result.beads],
         "zernike_sigma_rad": None if doubt is None else doubt.sigma_rad,

@@ -140,7 +140,8 @@ def _pupil_errors(known: "Calibration | PairCalibration", window_px: int) -> lis
             channel.optics, channel.pupil, window_px=window_px, z_range_nm=channel.z_range_nm
         )
         errors.append(error)
-        if error > LARGEST_PUPIL_ERROR:
+        # A phase given sample by sample is what its samples say; only smooth ones have a truth in between.
+        if error > LARGEST_PUPIL_ERROR and not channel.pupil.phase_rad.any():
             warnings.warn(
                 f"the pupil's {channel.pupil.phase_rad.shape[0]} samples are few for {window_px} px over z "
                 f"{channel.z_range_nm[0]:.0f} to {channel.z_range_nm[1]:.0f} nm: images change by "
