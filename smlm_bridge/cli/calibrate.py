@@ -250,6 +250,17 @@ def _page(result: "Retrieval", stack: "NDArray[Any]", *, title: str) -> str:
     return calibration_page(result, stack, title=title, crlb=bound)
 
 
+def _pupil_error(result: "Retrieval") -> float | None:
+    """How much images of the beads' window change with twice the samples of the pupil."""
+    from smlm_bridge.psf.sampling import sampling_error
+
+    known = result.calibration
+    if known.pupil is None:
+        return None
+    window_px = max(result.model_stack.shape[1:])
+    return sampling_error(known.optics, known.pupil, window_px=window_px, z_range_nm=known.z_range_nm)
+
+
 def _summary(result: "Retrieval", output: Path) -> Summary:
     calibration, doubt = result.calibration, result.uncertainty
     values: dict[str, Any] = {
@@ -264,7 +275,7 @@ def _summary(result: "Retrieval", output: Path) -> Summary:
         "analysers": result.analysers,
         "z_range_nm": calibration.z_range_nm,
         "blur_nm": calibration.blur_nm,
-        "pupil_error": calibration.provenance.get("pupil_error"),
+        "pupil_error": _pupil_error(result),
         "warnings": result.warnings,
         "beads": [asdict(bead) for bead in result.beads],
         "zernike_sigma_rad": None if doubt is None else doubt.sigma_rad,

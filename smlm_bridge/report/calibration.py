@@ -203,9 +203,6 @@ def _numbers(retrieval: "Retrieval") -> dict[str, Any]:
         "mean correlation of a slice": retrieval.mean_slice_correlation,
         "held-out slices": retrieval.held_out or "none: all slices were fitted",
         "blur (nm, standard deviation)": retrieval.calibration.blur_nm,
-        "change of the images with twice the pupil samples": retrieval.calibration.provenance.get(
-            "pupil_error", "not known"
-        ),
         "analyser": "none" if angle is None else f"{angle:g}°",
         "log-likelihood of the analysers": retrieval.analysers,
         "log-likelihood": retrieval.log_likelihood,

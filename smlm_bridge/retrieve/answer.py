@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from smlm_bridge.calibration import Calibration
 from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.pupil import Pupil
-from smlm_bridge.psf.sampling import sampling_error
 from smlm_bridge.retrieve.coarse import Found
 from smlm_bridge.retrieve.covariance import uncertainty
 from smlm_bridge.retrieve.jitter import all_images
@@ -59,15 +58,13 @@ def finish(
     focus = (data.focus_nm + model.focus_offset_nm(p)[data.bead]).double().numpy()[:planes]
     beads = _beads(model, p, problem, photons, each, rejected)
     first = problem.beads[0].stack
-    heights = _heights(found.optics, focus)
-    sampling = sampling_error(found.optics, pupil, window_px=max(model.shape), z_range_nm=heights)
     calibration = Calibration(
         found.optics,
         pupil=pupil,
         camera=problem.camera,
-        z_range_nm=heights,
+        z_range_nm=_heights(found.optics, focus),
         blur_nm=float(p.blur_nm),
-        provenance={**_provenance(options, overall, held_out, beads), "pupil_error": sampling},
+        provenance=_provenance(options, overall, held_out, beads),
     )
     return Retrieval(
         calibration,

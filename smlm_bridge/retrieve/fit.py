@@ -15,7 +15,6 @@ from smlm_bridge.optics.pupil import Pupil
 from smlm_bridge.retrieve import zelger
 from smlm_bridge.retrieve.answer import finish
 from smlm_bridge.retrieve.coarse import Found, bead_model, centroid_nm, coarse_iterations, coarse_stage
-from smlm_bridge.retrieve.intensity import slices_in_threads
 from smlm_bridge.retrieve.jitter import registered
 from smlm_bridge.retrieve.joint import bead_misfits, outliers, placed, reweighted, without
 from smlm_bridge.retrieve.model import BeadModel, Parameters
@@ -46,7 +45,6 @@ class _Progress:
             self._on_step(self._total, self._total)
 
 
-@slices_in_threads()
 def retrieve(
     stack_zyx: NDArray[np.generic] | Sequence[NDArray[np.generic]],
     optics: Optics,

@@ -2,14 +2,10 @@
 
 Pupil samples and image points both lie symmetrically about zero. Split into even and odd parts along either
 axis, the Fourier matrix falls apart into a real cosine and a real sine matrix of half the size, a quarter of
-the arithmetic; numba does the splitting, the optics of a slice stay in the cache. Runs of slices are shared out
-among as many threads as torch may use; the runs, and so the sums, are the same for any number of them.
+the arithmetic; numba does the splitting, the optics of a slice stay in the cache.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -23,7 +19,6 @@ ComplexArray = NDArray[np.complex64]
 RealArray = NDArray[np.float32]
 P = ParamSpec("P")
 R = TypeVar("R")
-_RUN_SLICES = 4
 
 
 def half_transform(points: Tensor, k_axis: Tensor) -> Tensor:
@@ -79,25 +74,19 @@ class Intensity(torch.autograd.Function):
         """(E, H, W) images from (N, N) log amplitude and phase, focus (E,) and positions (E, 2)."""
         fields, n = optics.base.shape[:2]
         half, my, mx = n // 2, optics.rows.shape[1], optics.columns.shape[1]
-        amplitude = torch.exp(log_amplitude).detach()
-        phase, focus_nm, xy_nm = phase.detach(), focus_nm.detach(), xy_nm.detach()
+        amplitude = torch.exp(log_amplitude)
         images = torch.empty(len(focus_nm), 2 * my - optics.odd[0], 2 * mx - optics.odd[1])
+        parts = torch.empty(2, 2, half, 2, fields, half)
         across = optics.columns.mT.contiguous()
-
-        def run(slices: range) -> list[tuple[Tensor, Tensor]]:
-            parts = torch.empty(2, 2, half, 2, fields, half)
-            kept = []
-            for e in slices:
-                phasor = optics.phasor(phase, focus_nm[e], xy_nm[e])
-                _fold_pupil(optics.base.numpy(), amplitude.numpy(), phasor.numpy(), parts.numpy())
-                along_y = torch.matmul(optics.rows, parts.view(2, 2, half, -1))
-                field = torch.bmm(along_y.view(2, -1, half), across).view(2, 2, my, 2, fields, mx)
-                _square(field.numpy(), images[e].numpy())
-                kept.append((phasor, field))
-            return kept
-
-        ctx.kept = [pair for kept in _in_runs(run, len(focus_nm)) for pair in kept]
-        ctx.amplitude, ctx.optics = amplitude, optics
+        kept = []
+        for image, focus, xy in zip(images, focus_nm, xy_nm, strict=True):
+            phasor = optics.phasor(phase, focus, xy)
+            _fold_pupil(optics.base.numpy(), amplitude.numpy(), phasor.numpy(), parts.numpy())
+            along_y = torch.matmul(optics.rows, parts.view(2, 2, half, -1))
+            field = torch.bmm(along_y.view(2, -1, half), across).view(2, 2, my, 2, fields, mx)
+            _square(field.numpy(), image.numpy())
+            kept.append((phasor, field))
+        ctx.kept, ctx.amplitude, ctx.optics = kept, amplitude, optics
         return images
 
     @staticmethod
@@ -106,63 +95,28 @@ class Intensity(torch.autograd.Function):
         optics: Transform = ctx.optics
         fields, n = optics.base.shape[:2]
         half, my, mx = n // 2, optics.rows.shape[1], optics.columns.shape[1]
+        weighted = torch.empty(2, 2, my, 2, fields, mx)
+        for_amplitude, for_phase, of_slice = torch.zeros(n, n), torch.zeros(n, n), torch.empty(n, n)
         for_focus, for_xy = torch.empty(len(ctx.kept)), torch.empty(len(ctx.kept), 2)
         back = optics.rows.mT.contiguous()
         gradient = upstream[0].contiguous()
-
-        def run(slices: range) -> tuple[Tensor, Tensor]:
-            weighted = torch.empty(2, 2, my, 2, fields, mx)
-            for_amplitude, for_phase, of_slice = torch.zeros(n, n), torch.zeros(n, n), torch.empty(n, n)
-            for e in slices:
-                phasor, field = ctx.kept[e]
-                _weigh(field.numpy(), gradient[e].numpy(), weighted.numpy())
-                along_y = torch.bmm(weighted.view(2, -1, mx), optics.columns)
-                parts = torch.matmul(back, along_y.view(2, 2, my, -1)).view(2, 2, half, 2, fields, half)
-                _unfold_gradient(
-                    parts.numpy(),
-                    optics.base.numpy(),
-                    ctx.amplitude.numpy(),
-                    phasor.numpy(),
-                    for_amplitude.numpy(),
-                    of_slice.numpy(),
-                )
-                for_phase += of_slice
-                for_focus[e] = -(optics.kz_per_nm * of_slice).sum()
-                for_xy[e, 0] = -(optics.k_axis_per_nm @ of_slice.sum(0))
-                for_xy[e, 1] = -(optics.k_axis_per_nm @ of_slice.sum(1))
-            return for_amplitude, for_phase
-
-        sums = _in_runs(run, len(ctx.kept))
-        for_amplitude = torch.stack([amplitude for amplitude, _ in sums]).sum(0)
-        for_phase = torch.stack([phase for _, phase in sums]).sum(0)
+        for index, (phasor, field) in enumerate(ctx.kept):
+            _weigh(field.numpy(), gradient[index].numpy(), weighted.numpy())
+            along_y = torch.bmm(weighted.view(2, -1, mx), optics.columns)
+            parts = torch.matmul(back, along_y.view(2, 2, my, -1)).view(2, 2, half, 2, fields, half)
+            _unfold_gradient(
+                parts.numpy(),
+                optics.base.numpy(),
+                ctx.amplitude.numpy(),
+                phasor.numpy(),
+                for_amplitude.numpy(),
+                of_slice.numpy(),
+            )
+            for_phase += of_slice
+            for_focus[index] = -(optics.kz_per_nm * of_slice).sum()
+            for_xy[index, 0] = -(optics.k_axis_per_nm @ of_slice.sum(0))
+            for_xy[index, 1] = -(optics.k_axis_per_nm @ of_slice.sum(1))
         return for_amplitude, for_phase, for_focus, for_xy, None
-
-
-_threads: ContextVar[ThreadPoolExecutor | None] = ContextVar("threads", default=None)
-
-
-@contextmanager
-def slices_in_threads() -> Iterator[None]:
-    """Within, slices go to as many threads as torch may use, and torch itself keeps to one.
-
-    Matrices this small gain nothing from threads of torch's own, which wait actively in between.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with ThreadPoolExecutor(threads, thread_name_prefix="retrieve") as pool:
-        before = _threads.set(pool if threads > 1 else None)
-        try:
-            yield
-        finally:
-            _threads.reset(before)
-            torch.set_num_threads(threads)
-
-
-def _in_runs(work: Callable[[range], R], count: int) -> list[R]:
-    """``work`` for runs of ``count`` slices, the results in order."""
-    runs = [range(i, min(i + _RUN_SLICES, count)) for i in range(0, count, _RUN_SLICES)]
-    pool = _threads.get()
-    return list(map(work, runs) if pool is None else pool.map(work, runs))
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
