@@ -211,6 +211,7 @@ def _cpu_seconds(child: int) -> float:
 
 def _keep(keep: Path | None, reader: Reader, number: int, data: bytes) -> None:
     if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
         (keep / f"{number}-{reader.name}").write_bytes(data)
 
 
