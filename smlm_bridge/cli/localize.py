@@ -226,9 +226,8 @@ class _Job:
                     warnings.warn(f"{file}: {error}", stacklevel=2)
                 else:
                     found[str(target)] = int(str(values["localizations"]))
-                    checks[str(target)] = check = values["coverage"]
-                    if isinstance(check, dict) and check["light"] != "unknown":
-                        quiet = replace(quiet, least_checked=_CHECKED_OF_MANY)
+                    checks[str(target)] = values["coverage"]
+                    quiet = replace(quiet, least_checked=_CHECKED_OF_MANY)
                     totals = {key: totals[key] + int(str(values[key])) for key in totals}
                 on_step(number + 1, len(files))
         result: dict[str, object] = {
