@@ -9,7 +9,7 @@ import click
 from smlm_bridge.cli.common import PATH, Run, SetupReader, required, setup_options, verb
 from smlm_bridge.cli.reporting import Summary, aligned
 from smlm_bridge.cli.values import RANGE
-from smlm_bridge.cli.verbs import refuse_not_built
+from smlm_bridge.errors import UsageError
 from smlm_bridge.io.formats import FORMATS as TABLES
 from smlm_bridge.io.formats import format_of as table_format_of
 from smlm_bridge.io.psf_formats import FORMATS as PSFS
@@ -94,7 +94,11 @@ def command(
         return Summary({"rows": rows}, f"{target}: {rows} rows")
     physics = (*PSFS, "mask", "calibration")
     if kinds[0] not in physics or kinds[1] not in physics or kinds[0] == kinds[1]:
-        refuse_not_built(f"converting {kinds[0]} ({source}) to {kinds[1]} ({target})")
+        hint = " A table for SMAP ends in _sml.mat." if target.suffix.lower() == ".mat" else ""
+        raise UsageError(
+            f"{source} ({kinds[0]}) cannot become {target} ({kinds[1]}): tables become tables, PSFs and masks "
+            f"become calibrations or PSFs.{hint} Name another output, or give --from and --to."
+        )
     run.outputs(target)
     request = _request(setup, z_nm=z_nm, box_px=box_px, z_step_nm=z_step_nm)
     if kinds[0] == "mask":
@@ -156,7 +160,6 @@ def _request(
     """What the files do not say; of the microscope options win over the file, the file over the setup."""
     from smlm_bridge import __version__
     from smlm_bridge.camera import Camera
-    from smlm_bridge.errors import UsageError
     from smlm_bridge.io.psf_formats import Request
     from smlm_bridge.io.setup import OPTICS_KEYS
     from smlm_bridge.optics.microscope import Optics
