@@ -21,14 +21,8 @@ _WEIGHTED = (b"Conv", b"Gemm", b"MatMul")
 
 # Numbers of the fields that are looked at, a line for each message.
 _IR, _GRAPH, _OPSET, _METADATA, _TRAINING, _FUNCTIONS = 1, 7, 8, 14, 20, 25  # ModelProto
-_NODE, _GRAPH_NAME, _INITIALIZER, _GRAPH_INPUT, _OUTPUT, _SPARSE_INITIALIZER = (
-    1,
-    2,
-    5,
-    11,
-    12,
-    15,
-)  # GraphProto
+_NODE, _GRAPH_NAME, _INITIALIZER = 1, 2, 5  # GraphProto
+_GRAPH_INPUT, _OUTPUT, _SPARSE_INITIALIZER = 11, 12, 15  # GraphProto
 _INPUT, _NODE_OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # NodeProto
 _TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS, _SPARSE, _SPARSES = 5, 6, 10, 11, 22, 23  # AttributeProto
 _TENSOR_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14  # TensorProto
