@@ -1,5 +1,6 @@
 """Several processes that train one network, as ``torchrun`` starts them: what they tell each other."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +67,9 @@ class Ranks:
         return torch.stack(found)
 
 
+_connections = itertools.count()
+
+
 @contextmanager
 def launched(device: str) -> Iterator[Ranks]:
     """The processes that ``torchrun`` started, connected as long as the context lasts; else this one alone.
@@ -78,7 +82,14 @@ def launched(device: str) -> Iterator[Ranks]:
     if not distributed.is_available() or not distributed.is_torchelastic_launched():
         yield Ranks()
         return
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, count = next(rendezvous("env://"))
+    # A process may train twice: under the same keys a process would find the first connection's dead addresses.
+    store = PrefixStore(f"smlm_bridge/{next(_connections)}", store)
+    back_end = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    distributed.init_process_group(back_end, store=store, rank=rank, world_size=count)
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
     finally:

@@ -183,6 +183,7 @@ def test_simulate_makes_emitters_that_live_over_frames(
     save_calibration(tmp_path / "c.psf.h5", gaussian_calibration)
     asked = ["simulate", str(tmp_path / "c.psf.h5"), "-o", str(tmp_path / "f.tif"), "--frames", "10"]
     asked += ["--truth", str(tmp_path / "t.csv"), "--size-px", "32x32", "--density-um2", "0.5:0.5"]
+    asked += ["--seed", "3"]
     assert main([*asked, "--lifetime-frames", "3", "--clear-nm", "200", "--quiet"]) == 0
     truth = read_table(tmp_path / "t.csv")
     lives = truth.groupby("x_nm")["frame"].agg(["min", "max", "count"])
@@ -215,7 +216,18 @@ def test_three_frames_from_the_command_line_to_a_table(
     info = load_model(model).info
     assert (info.context_frames, info.channels, info.training["options"]["encoders"]) == (1, 1, "shared")
     assert info.ranges["lifetime_frames"] == 2.0
-    simulate = ["simulate", str(model), "-o", str(movie), "--frames", "5", "--size-px", "16x20"]
+    simulate = [
+        "simulate",
+        str(model),
+        "-o",
+        str(movie),
+        "--frames",
+        "5",
+        "--size-px",
+        "16x20",
+        "--seed",
+        "3",
+    ]
     assert main([*simulate, "--density-um2", "0.5:0.5", "--lifetime-frames", "2", "--quiet"]) == 0
     asked = [
         "localize",
