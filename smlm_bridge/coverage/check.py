@@ -227,8 +227,8 @@ def _renderer(model: Model) -> "Renderer":
 
     info = model.info
     stored = _stored(model)
-    side = info.box_px or (stored.side_px if stored else box_side(info.calibration, info.ranges))
-    return Renderer.of(info.calibration, info.ranges, side_px=side)
+    side = info.box_px or (stored.side_px if stored else box_side(info.one_channel, info.ranges))
+    return Renderer.of(info.one_channel, info.ranges, side_px=side)
 
 
 def _drawn(model: Model, renderer: "Renderer", boxes: int) -> Reference:

@@ -13,10 +13,10 @@ from smlm_bridge.coverage.seen import boxes_of_frame, boxes_of_singles
 from smlm_bridge.localize import LocalizeOptions, localize_frames
 from smlm_bridge.model import Model
 from smlm_bridge.psf.protocol import PSF
+from smlm_bridge.simulate.instrument import part_of_camera
 from smlm_bridge.simulate.render import record, render
 from smlm_bridge.simulate.scene import Ranges, draw
 from smlm_bridge.simulate.single import SingleRanges, draw_singles
-from smlm_bridge.training import part_of_camera
 
 _AT_ONCE: Final = 250  # boxes
 _FRAMES: Final = 4

@@ -69,8 +69,8 @@ class Renderer:
     ----------
     psf, side_px
         Table of the PSF, and side of the boxes.
-    changes
-        Tables of the derivatives by the first aberrations; empty where there is no pupil.
+    pupil
+        The PSF itself, for the derivatives by the first aberrations; None where there is no pupil.
     blur_nm
         Blurs that are tried.
     uneven
@@ -83,7 +83,7 @@ class Renderer:
 
     psf: PSF
     side_px: int
-    changes: tuple[PSF, ...]
+    pupil: PupilPSF | None
     blur_nm: tuple[float, ...]
     uneven: bool
     excess: float
@@ -94,16 +94,15 @@ class Renderer:
         cls, calibration: Calibration, ranges: Mapping[str, Any], *, side_px: int, aberrations: bool = True
     ) -> "Renderer":
         """For a model's calibration and training ranges; boxes of ``side_px``."""
-        psf = calibration.psf(dtype=torch.float64)
+        psf: PSF = calibration.psf()
+        pupil: PupilPSF | None = None
         aware = [int(row[0]) for row in ranges.get("zernike_rad", ())]
-        changes: tuple[PSF, ...] = ()
         if aware:
-            psf = AberratedPSF.over(calibration.psf(), aware)
+            psf = AberratedPSF.over(psf, aware)
         elif isinstance(psf, PupilPSF):
+            pupil = psf if aberrations else None
             z_nm = tuple(float(z) for z in ranges.get("z_nm", calibration.z_range_nm))
-            tables = _Tables(calibration, (z_nm[0], z_nm[1]), side_px * psf.pixel_nm)
-            psf = tables.of()
-            changes = tuple(tables.slope(noll) for noll in _NOLL) if aberrations else ()
+            psf = _table(calibration, (z_nm[0], z_nm[1]), reach_nm=side_px * psf.pixel_nm)
         low, high = (float(v) for v in ranges.get("blur_nm", (0.0, 0.0)))
         blurs = (low,) if high <= low else tuple(np.sqrt(np.linspace(low**2, high**2, _BLURS)))
         light = ranges.get("background", {})
@@ -112,7 +111,7 @@ class Renderer:
         )
         error = float(calibration.provenance.get("rrse") or 0.0)
         excess = calibration.camera.excess_noise_factor
-        return cls(psf, side_px, changes, tuple(float(b) for b in blurs), uneven, excess, error)
+        return cls(psf, side_px, pupil, tuple(float(b) for b in blurs), uneven, excess, error)
 
     def with_camera(self, camera: Camera) -> "Renderer":
         """The same for frames of another camera."""
@@ -141,9 +140,12 @@ class Renderer:
         free = _without(slopes, linear, variance)
         gain = _chi2(free, data - model, variance)
         chi2 = np.zeros(len(data))
-        if self.changes:
-            turned = np.stack([self._images(p, boxes.xyz_nm, blur) for p in self.changes], axis=1)
-            turned = _without(turned, np.concatenate([linear, slopes], axis=1), variance)
+        if self.pupil is not None:
+            turned = _without(
+                self._turned(self.pupil, boxes.xyz_nm, blur),
+                np.concatenate([linear, slopes], axis=1),
+                variance,
+            )
             chi2 = _chi2(turned, data - model - _explained(free, data - model, variance), variance)
         quantities = np.stack([boxes.xyz_nm[:, 2], photons, level], axis=1)
         crowding = others.sum((1, 2)) / np.maximum(boxes.photons_found, 1.0)
@@ -187,6 +189,17 @@ class Renderer:
             columns.append((up - down) / (2 * step[axis]))
         return np.stack(columns, axis=1)
 
+    def _turned(self, pupil: PupilPSF, xyz_nm: Floats, blur_nm: Floats) -> Floats:
+        """(n, P, S, S) derivatives by the first aberrations; of a few boxes, which tables would not pay for."""
+        place = torch.tensor(xyz_nm, dtype=torch.float32)
+        if isinstance(self.psf, SplinePSF):  # within the heights of the table, as its images are
+            low, high = self.psf.z_range_nm
+            place[:, 2] = place[:, 2].clamp(low, high)
+        with torch.no_grad():
+            blur = torch.tensor(blur_nm, dtype=torch.float32)
+            _, slopes = pupil.derivatives(place, (self.side_px, self.side_px), blur_nm=blur, zernike=_NOLL)
+        return np.asarray(slopes[:, 3:].double().cpu().numpy())
+
     def _linear(self, fraction: Floats, others: Floats) -> Floats:
         """(n, L, S, S) what the image is linear in: the emitter, the background, the other emitters."""
         side = np.linspace(-1.0, 1.0, self.side_px)
@@ -223,35 +236,14 @@ class _Fitted:
     misfit: Floats
 
 
-@dataclass(frozen=True)
-class _Tables:
-    """Tables of a pupil's PSF, as it is and changed a little."""
-
-    calibration: Calibration
-    z_nm: tuple[float, float]
-    reach_nm: float
-
-    def of(self, change: Mapping[int, float] | None = None) -> SplinePSF:
-        known, pupil = self.calibration, self.calibration.pupil
-        assert pupil is not None
-        if change:
-            maps = pupil.zernike_maps(list(change))
-            turned = np.einsum("j,jyx->yx", np.array(list(change.values())), maps)
-            known = replace(
-                known, pupil=replace(pupil, phase_rad=(pupil.phase_rad + turned).astype(np.float32))
-            )
-        psf = known.psf(dtype=torch.float64)
-        assert isinstance(psf, PupilPSF)
-        beyond = _BEYOND * (self.z_nm[1] - self.z_nm[0])
-        low = self.z_nm[0] - beyond
-        # Below the coverslip there is no sample, and an aperture beyond its index would ask for light from there.
-        low = max(low, 0.0) if self.z_nm[0] >= 0 else low
-        return SplinePSF.tabulate(psf, z_range_nm=(low, self.z_nm[1] + beyond), reach_nm=self.reach_nm)
-
-    def slope(self, noll: int) -> SplinePSF:
-        """The derivative of the table by an aberration: it is linear in its coefficients."""
-        up, down = (self.of({noll: sign * _STEP_RAD}) for sign in (1, -1))
-        return replace(up, coefficients=(up.coefficients - down.coefficients) / (2 * _STEP_RAD))
+def _table(calibration: Calibration, z_nm: tuple[float, float], *, reach_nm: float) -> SplinePSF:
+    psf = calibration.psf(dtype=torch.float64)
+    assert isinstance(psf, PupilPSF)
+    beyond = _BEYOND * (z_nm[1] - z_nm[0])
+    low = z_nm[0] - beyond
+    # Below the coverslip there is no sample, and an aperture beyond its index would ask for light from there.
+    low = max(low, 0.0) if z_nm[0] >= 0 else low
+    return SplinePSF.tabulate(psf, z_range_nm=(low, z_nm[1] + beyond), reach_nm=reach_nm)
 
 
 def box_side(calibration: Calibration, ranges: Mapping[str, Any]) -> int:

@@ -52,8 +52,8 @@ def truth_alarm(table: pd.DataFrame, truth: pd.DataFrame, info: ModelInfo, *, ca
         part[list(_NAMES)].to_numpy(np.float64)[rows]
         for part, rows in ((table, matches.loc_index), (emitters, matches.truth_index))
     )
-    side = info.box_px or box_side(info.calibration, info.ranges)
-    psf = Renderer.of(info.calibration, info.ranges, side_px=side, aberrations=False).psf
+    side = info.box_px or box_side(info.one_channel, info.ranges)
+    psf = Renderer.of(info.one_channel, info.ranges, side_px=side, aberrations=False).psf
     xyz = known[:, :3].copy()
     xyz[:, :2] = xyz[:, :2] % psf.pixel_nm + side // 2 * psf.pixel_nm
     bound = crlb(

@@ -90,6 +90,11 @@ class SplinePSF:
         """Distance from the emitter along x or y to which the table goes."""
         return (self.coefficients.shape[1] - 1) / 2 * self.sample_nm
 
+    @property
+    def z_range_nm(self) -> tuple[float, float]:
+        """Heights of the table's first and last plane."""
+        return self.z_first_nm, self.z_first_nm + (self.coefficients.shape[0] - 3) * self.z_step_nm
+
     def images(self, xyz_nm: Tensor, shape: tuple[int, int], *, blur_nm: Tensor | None = None) -> Tensor:
         """Expected fraction of photons in every pixel; see ``protocol.PSF.images``.
 
