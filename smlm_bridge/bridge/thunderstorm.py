@@ -41,7 +41,7 @@ from smlm_bridge.bridge.settings import (
     StageOffset,
     camera_options,
 )
-from smlm_bridge.bridge.tables import read_from_thunderstorm, write_for_thunderstorm
+from smlm_bridge.bridge.tables import read_from_thunderstorm
 from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected, SmlmError
 from smlm_bridge.io.drift import load_drift
@@ -50,16 +50,6 @@ from smlm_bridge.post.drift import Drift
 
 _log = logging.getLogger(__name__)
 
-#: File formats of import and export: our name of it, and ThunderSTORM's class.
-FORMATS: Final = {
-    "csv": "CSVImportExport",
-    "xls": "XLSImportExport",
-    "xml": "XMLImportExport",
-    "json": "JSONImportExport",
-    "yaml": "YAMLImportExport",
-    "tsf": "TSFImportExport",
-    "proto": "ProtoImportExport",
-}
 # How the table changes when an action did something.
 _COMMANDS: Final = ("Camera setup", "Run analysis", "Show results table", "Visualization")
 
@@ -81,7 +71,8 @@ class ThunderStorm:
             )
 
     @property
-    def _table(self) -> Any:
+    def results(self) -> Any:
+        """Its one results table, an object of Java."""
         return self.java_class("results.IJResultsTable").getResultsTable()
 
     def java_class(self, name: str) -> Any:
@@ -98,6 +89,11 @@ class ThunderStorm:
                 f"ThunderSTORM's pixel is {known:g} nm after a camera setup with {pixel_nm:g} nm."
             )
         self._pixel_nm = pixel_nm
+
+    def know_pixel(self, pixel_nm: float) -> None:
+        """For tables without a movie: the pixel alone, where it is another than before."""
+        if self._pixel_nm != pixel_nm:
+            self.set_camera(Camera(), pixel_nm=pixel_nm)
 
     def run(
         self,
@@ -135,14 +131,14 @@ class ThunderStorm:
         image = self.gateway.to_image(frames, pixel_nm=pixel_nm)
         self._reset()
         self.gateway.run("Run analysis", wanted.options(self.version), image=image, timeout_s=timeout_s)
-        if self._table.isForceHidden():
+        if self.results.isForceHidden():
             raise JavaError("ThunderSTORM's analysis stopped before its end; no table was made.")
         return self.table()
 
     def table(self) -> pd.DataFrame:
         """ThunderSTORM's results table as it is now."""
         found: pd.DataFrame = self.gateway.call(
-            lambda: read_from_thunderstorm(self._table), what="reading ThunderSTORM's table"
+            lambda: read_from_thunderstorm(self.results), what="reading ThunderSTORM's table"
         )
         return found
 
@@ -150,7 +146,7 @@ class ThunderStorm:
         """An empty table without history, so that no earlier run can be taken for this one."""
 
         def action() -> None:
-            table = self._hidden_table()
+            table = self.hidden_table()
             table.reset()
             table.setOriginalState()
 
@@ -173,7 +169,7 @@ class ThunderStorm:
         pixel_nm
             Camera pixel, for what ThunderSTORM does in pixels.
         file_format
-            Of the file: one of ``FORMATS``.
+            Of the file: one of ``files.FORMATS``.
         first_frame
             Number of the file's first frame.
 
@@ -182,45 +178,9 @@ class ThunderStorm:
         JavaError
             If ThunderSTORM does not take the file, or takes fewer rows than were given.
         """
-        if file_format not in FORMATS:
-            raise InputRejected(f"the format '{file_format}' is unknown; there are {', '.join(FORMATS)}.")
-        if self.version == "1.3" and file_format in ("json", "yaml"):
-            raise InputRejected(
-                f"ThunderSTORM 1.3 makes a table of {file_format} that it cannot read itself; take csv."
-            )
-        if self._pixel_nm != pixel_nm:
-            self.set_camera(Camera(), pixel_nm=pixel_nm)
-        with tempfile.TemporaryDirectory() as folder:
-            rows = None
-            if isinstance(locs, pd.DataFrame):
-                path, rows = Path(folder, "table.csv"), len(locs)
-                write_for_thunderstorm(path, locs, version=self.version)
-            else:
-                path = Path(locs).resolve()
-                if not path.is_file():
-                    raise InputRejected(f"there is no file {path}.")
-            self.gateway.call(
-                lambda: self._import(path, FORMATS[file_format], first_frame), what=f"importing {path.name}"
-            )
-        if rows is not None and int(self._table.getRowCount()) != rows:
-            raise JavaError(f"ThunderSTORM took {self._table.getRowCount()} of {rows} rows.")
+        from smlm_bridge.bridge.files import load
 
-    def _import(self, path: Path, importer: str, first_frame: int) -> None:
-        table = self._hidden_table()
-        table.reset()
-        table.setOriginalState()
-        table.setMeasurementProtocol(self.java_class("results.MeasurementProtocol")())
-        self.java_class(f"ImportExport.{importer}")().importFromFile(str(path), table, first_frame)
-        missing = [name for name in ("frame", "x", "y") if not table.columnExists(name)]
-        if missing:
-            raise JavaError(
-                f"ThunderSTORM {self.label} found no {', '.join(missing)} in {path.name}; its importers of some "
-                "formats lose columns, that of csv does not."
-            )
-        table.insertIdColumn()
-        table.copyOriginalToActual()
-        table.setActualState()
-        table.convertAllColumnsToAnalogUnits()
+        load(self, locs, pixel_nm=pixel_nm, file_format=file_format, first_frame=first_frame)
 
     def export(self, path: str | Path, *, file_format: str = "csv", decimals: int = 5) -> None:
         """Write ThunderSTORM's results table by its own writer.
@@ -233,24 +193,9 @@ class ThunderStorm:
             If the folder does not exist (ThunderSTORM would open a dialog), the format is unknown or the table
             is empty.
         """
-        target = Path(path).resolve()
-        if file_format not in FORMATS:
-            raise InputRejected(f"the format '{file_format}' is unknown; there are {', '.join(FORMATS)}.")
-        if not target.parent.is_dir():
-            raise InputRejected(f"there is no folder {target.parent}.")
-        if int(self._table.getRowCount()) == 0:
-            raise InputRejected("ThunderSTORM's table is empty; run an analysis or load a table first.")
+        from smlm_bridge.bridge.files import export
 
-        def action() -> None:
-            writer = self.java_class(f"ImportExport.{FORMATS[file_format]}")()
-            names = self._table.getColumnNames()
-            precision = () if self.version == "1.3" else (decimals,)
-            writer.exportToFile(str(target), *precision, self._table, names)
-
-        target.unlink(missing_ok=True)
-        self.gateway.call(action, what=f"exporting {target.name}")
-        if not target.is_file() or target.stat().st_size == 0:
-            raise JavaError(f"ThunderSTORM wrote nothing to {target}.")
+        export(self, Path(path).resolve(), file_format=file_format, decimals=decimals)
 
     def post_process(
         self, action: str, options: Mapping[str, Value], *, timeout_s: float | None = None
@@ -267,14 +212,14 @@ class ThunderStorm:
             raise JavaError(f"ThunderSTORM's '{action}' did nothing and gave no reason.")
         return self.table()
 
-    def _hidden_table(self) -> Any:
+    def hidden_table(self) -> Any:
         """The table with its window hidden: a window repaints while the table changes, and fails."""
-        table = self._table
+        table = self.results
         table.getTableWindow().hide()
         return table
 
     def _ready(self) -> None:
-        table = self._hidden_table()
+        table = self.hidden_table()
         if int(table.getRowCount()) == 0:
             raise InputRejected("ThunderSTORM's table is empty; run an analysis or load a table first.")
         table.getOperationHistoryPanel().removeAllOperations()
@@ -286,7 +231,7 @@ class ThunderStorm:
                     button.setEnabled(True)
 
     def _has_acted(self) -> bool:
-        return self._table.getOperationHistoryPanel().getLastOperation() is not None
+        return self.results.getOperationHistoryPanel().getLastOperation() is not None
 
     def merge(self, settings: Merging | None = None) -> pd.DataFrame:
         """Merge the blinks of a molecule in the table as it is."""
@@ -388,7 +333,7 @@ class ThunderStorm:
         manager = java_class("ij.WindowManager")
         with self._without_plots():
             before = {int(number) for number in manager.getIDList() or ()}
-            self._table.forceShow()
+            self.results.forceShow()
             self.gateway.run("Visualization", options, timeout_s=timeout_s)
             new = [int(number) for number in manager.getIDList() or () if int(number) not in before]
             if not new:

@@ -160,6 +160,17 @@ def cbc_unrounded(one: pd.DataFrame, known: Colocalization, dimensions: int) -> 
     return correlation * np.exp(-known.distance_nm / known.radii_nm[-1]), ties
 
 
+def windows_closed(storm: ThunderStorm, table: pd.DataFrame, frames: np.ndarray) -> list[Any]:
+    """Rows before and after all windows were closed, which flushes shown images and hides the table."""
+    manager, gateway = java_class("ij.WindowManager"), storm.gateway
+    storm.load(table, pixel_nm=PIXEL_NM)
+    image = gateway.to_image(frames[:1], pixel_nm=PIXEL_NM)
+    gateway.call(lambda: (image.show(), storm.results.forceShow()), what="opening windows")
+    gateway.call(manager.closeAllWindows, what="closing all windows")
+    kept, filtered = len(storm.table()), len(storm.filter("intensity>1000"))
+    return [kept, filtered, list(storm.render(size_px=(64, 64)).shape)]
+
+
 def main() -> None:
     back_end, mode, place = sys.argv[1:4]
     answers = Answers()
@@ -237,6 +248,7 @@ def main() -> None:
         found = storm.run(stack[10:31], three, **camera)
         height = -200 + 20.0 * found["frame"]
         answers.found["z_error_nm"] = float(np.median(np.abs(found["z_nm"] - height)))
+    answers.ask("windows_closed", lambda: windows_closed(storm, few, frames))
     many = np.tile(frames, (20, 1, 1))
     answers.ask("timeout", lambda: storm.run(many, analysis, **camera, timeout_s=0.5))
     answers.ask("after_timeout", lambda: len(engines.run(engine, frames, analysis, **camera)) == len(theirs))

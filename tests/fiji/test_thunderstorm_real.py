@@ -114,6 +114,13 @@ def test_errors_and_files(real: dict[str, Any]) -> None:
     assert max(real["our_drift_file"][name] for name in ("x_nm", "y_nm")) < 0.01
 
 
+def test_closing_all_windows_loses_nothing(real: dict[str, Any]) -> None:
+    kept, filtered, picture = real["windows_closed"]
+    assert kept == 3000
+    assert 0 < filtered < kept
+    assert picture == [320, 320]
+
+
 def test_astigmatism_is_calibrated_and_used(real: dict[str, Any]) -> None:
     assert real["calibrate"] is None
     if real["version"] == "1.3":
