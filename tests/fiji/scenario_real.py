@@ -167,6 +167,7 @@ def windows_closed(storm: ThunderStorm, table: pd.DataFrame, frames: np.ndarray)
     image = gateway.to_image(frames[:1], pixel_nm=PIXEL_NM)
     gateway.call(lambda: (image.show(), storm.results.forceShow()), what="opening windows")
     gateway.call(manager.closeAllWindows, what="closing all windows")
+    gateway.call(image.close, what="closing what has no window without a display")
     kept, filtered = len(storm.table()), len(storm.filter("intensity>1000"))
     return [kept, filtered, list(storm.render(size_px=(64, 64)).shape)]
 
