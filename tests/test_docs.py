@@ -309,10 +309,11 @@ def test_the_page_about_files_has_every_key_of_a_model(gaussian_calibration: Any
 
 def test_the_page_about_files_has_every_key_of_the_ranges() -> None:
     from smlm_bridge.simulate.background import BackgroundRanges
-    from smlm_bridge.simulate.scene import Ranges
+    from smlm_bridge.simulate.scene import Ranges, SecondRanges
 
-    own = {part.name for part in fields(Ranges)} - {"background"}
+    own = {part.name for part in fields(Ranges)} - {"background", "channel2"}
     nested = {f"background.{part.name}" for part in fields(BackgroundRanges)}
+    nested |= {f"channel2.{part.name}" for part in fields(SecondRanges)}
     assert {row[0] for row in rows(section("Training ranges"), 2)} >= own | nested
 
 

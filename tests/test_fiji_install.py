@@ -48,6 +48,7 @@ def test_a_new_version_replaces_the_old_one(fiji: Path) -> None:
     done = install(fiji, {"macros/B.ijm": b"new"})
     assert done.written == ("macros/B.ijm",)
     assert len(done.removed) == 2
+    assert not (fiji / "models").exists()
     assert (fiji / "macros/B.ijm").read_bytes() == b"new"
     assert install(fiji, {"macros/B.ijm": b"new"}).written == ()
     uninstall(fiji)
@@ -106,6 +107,31 @@ def test_what_is_no_fiji_is_refused(tmp_path: Path) -> None:
     assert main(["fiji", "install", str(tmp_path), "--no-models"]) == 3
     assert main(["fiji", "uninstall", str(tmp_path / "nowhere")]) == 3
     assert main(["fiji", "uninstall", str(tmp_path), "--no-models"]) == 2
+
+
+def test_the_launcher_of_a_mac_names_its_folder(tmp_path: Path) -> None:
+    launcher = tmp_path / "Fiji" / "Fiji.app" / "Contents" / "MacOS"
+    launcher.mkdir(parents=True)
+    (tmp_path / "Fiji" / "jars").mkdir()
+    with pytest.raises(InputRejected, match=r"Give .*Fiji, which has"):
+        install(launcher.parents[1], FILES)
+
+
+def test_models_that_deepimagej_cannot_run_are_left_out(
+    fiji: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from smlm_bridge.io import deepimagej, shipped
+
+    def refuse(*_: object) -> None:
+        raise deepimagej.NotForDeepImageJ("it looks at neighbouring frames.")
+
+    monkeypatch.setattr(shipped, "shipped_names", lambda: ["tetrapod_telomere"])
+    monkeypatch.setattr(deepimagej, "sample_frame", refuse)
+    assert main(["fiji", "install", str(fiji), "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["left_out"] == {"tetrapod_telomere": "it looks at neighbouring frames."}
+    assert not (fiji / "models").exists()
+    assert main(["fiji", "install", str(fiji), "--model", "tetrapod_telomere"]) == 3  # asked for by name
 
 
 def test_the_verb_copies_commands_and_a_model(fiji: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,6 +97,8 @@ def test_requests_become_command_lines() -> None:
     ("line", "reason"),
     [
         ("hello", "one JSON object"),
+        ("[" * 100_000, "one JSON object"),
+        ("1" * 5_000, "one JSON object"),
         ("[1]", "task"),
         ('{"task": 3, "requestType": "CANCEL"}', "task"),
         ('{"task": "t", "requestType": "STOP"}', "STOP"),
@@ -136,6 +138,30 @@ def test_every_task_answers_for_itself(child: tuple[str, ...]) -> None:
     assert dead["responseType"] == "FAILURE"
     assert "ended" in dead["error"]
     assert last(messages, "doctor")["outputs"]["exit_code"] == 4
+
+
+def test_a_name_is_free_again_when_its_task_has_ended(child: tuple[str, ...]) -> None:
+    responses = io.StringIO()
+
+    def requests() -> Iterator[str]:
+        for wanted in (1, 2):
+            yield execute("t", "echo", str(wanted))
+            while responses.getvalue().count("COMPLETION") < wanted:
+                time.sleep(0.01)
+            time.sleep(0.05)  # its thread ends after its answer
+
+    assert serve(requests(), responses, child=child) == 2
+
+
+def test_a_wrong_byte_spoils_its_own_message_only() -> None:
+    lines = b'\xff{"task": "a"}\n' + execute("b", "no-such").encode()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii:strict"}
+    command = [sys.executable, "-m", "smlm_bridge", "worker"]
+    ended = subprocess.run(command, input=lines, capture_output=True, env=environment, timeout=120)
+    messages = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert ended.returncode == 0
+    assert messages[0]["responseType"] == "FAILURE"
+    assert last(messages, "b")["exit_code"] == 2
 
 
 def test_python_that_cannot_start_is_a_failure() -> None:
@@ -241,8 +267,13 @@ def test_arrays_in_shared_memory_become_files(tmp_path: Path, shape: tuple[int, 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"shape": (3,)}, {"dtype": "complex64"}, {"dtype": "S3"}, {"shm": {}}, {"shape": (0, 4)}]
-)
+    "wrong",
+    [
+        {"shape": (3,)}, {"dtype": "complex64"}, {"dtype": "S3"}, {"shm": {}}, {"shape": (0, 4)},
+        {"shape": (2**40, 2**40)}, {"shape": (10**30, 2)}, {"shape": "44"}, {"shape": (4.5, 4)},
+        {"shape": (float("inf"), 4)}, {"shape": None}, {"dtype": None}, {"dtype": "longdouble"},
+    ],
+)  # fmt: skip
 def test_what_is_no_image_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     array = {"dtype": "uint8", "shape": (4, 4), "shm": {"name": "smlm-nobody"}}
     with pytest.raises(InputRejected):

@@ -62,7 +62,7 @@ def parse_request(line: str) -> Request:
     """
     try:
         message = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputRejected(f"a request is one JSON object a line; this is none: {error}.") from error
     if not isinstance(message, dict) or not isinstance(message.get("task"), str):
         raise InputRejected("a request is a JSON object with a text 'task'.")
@@ -151,7 +151,7 @@ def serve(
     except BaseException:
         worker.cancel_all()
         raise
-    return len(worker.tasks)
+    return worker.taken
 
 
 class _Worker:
@@ -159,6 +159,7 @@ class _Worker:
 
     def __init__(self, responses: TextIO, child: tuple[str, ...], grace_s: float) -> None:
         self.tasks: dict[str, _Task] = {}
+        self.taken = 0
         self.child, self.grace_s = child, grace_s
         self._responses, self._lock = responses, threading.Lock()
         self._gone = False
@@ -173,10 +174,12 @@ class _Worker:
         if request.kind == "CANCEL":
             if known is not None:  # one that is not known any more has answered already
                 known.cancel()
-        elif known is not None:
+        elif known is not None and known.thread.is_alive():
+            # An answer would pass for that of the task in progress.
             print(f"smlm-bridge: there is a task {request.task} already; left out.", file=sys.stderr)
         else:
             self.tasks[request.task] = task = _Task(self, request)
+            self.taken += 1
             task.thread.start()
 
     def respond(self, task: str | None, kind: str, **values: Any) -> None:
@@ -208,7 +211,7 @@ def _task_of(line: str) -> str | None:
     """The task of a message that is otherwise wrong, so that its service hears of it."""
     try:
         task = json.loads(line)["task"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return task if isinstance(task, str) else None
 

@@ -2,6 +2,8 @@
 
 import _thread
 import json
+import math
+import operator
 import os
 import signal
 import sys
@@ -93,15 +95,15 @@ def as_file(array: Mapping[str, Any], target: Path) -> Path:
     import tifffile
 
     try:
-        name, shape = str(array["shm"]["name"]), tuple(int(n) for n in array["shape"])
+        name, shape = str(array["shm"]["name"]), tuple(operator.index(n) for n in array["shape"])
         dtype = np.dtype(str(array["dtype"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputRejected(f"an array has dtype, shape and shm with name; {error} is wrong.") from error
-    if len(shape) not in _AXES or dtype.kind not in "iuf" or min(shape) < 1:
+    if len(shape) not in _AXES or dtype.kind not in "iuf" or dtype.itemsize > 8 or min(shape) < 1:
         raise InputRejected(
             f"an array of shape {shape} and type {dtype} is no image: give numbers as YX, TYX or TCYX."
         )
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     memory = _attached(name)
     try:
         if memory.size < size:

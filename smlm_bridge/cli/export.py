@@ -64,13 +64,19 @@ def command(
     """
     required(deepimagej or None, "say what for: --deepimagej is the one format there is.")
     run.outputs(output)
-    from smlm_bridge.io.deepimagej import PackageOptions, decoder_script, sample_frame, write_package
+    from smlm_bridge.io.deepimagej import (
+        NotForDeepImageJ,
+        PackageOptions,
+        decoder_script,
+        sample_frame,
+        write_package,
+    )
     from smlm_bridge.io.model import load_model
     from smlm_bridge.io.rdf import photons_from_counts
 
     network = load_model(model, threads=run.threads)
     if network.info.box_px:
-        raise InputRejected(
+        raise NotForDeepImageJ(
             f"'{model}' is a network of single emitters: it returns numbers, and DeepImageJ shows images only. "
             "Run it with 'smlm-bridge localize'."
         )
@@ -123,7 +129,7 @@ def _sample(model: str, network: "Model", camera: "Camera", given: str | None) -
     if beside.is_file():
         counts = open_frames([beside]).read(0, 1)[0]
     elif network.info.channels == 1:
-        counts = _simulated(known, network.info.ranges)
+        counts = _simulated(network.info.one_channel, network.info.ranges)
     else:
         raise InputRejected("a model of several channels needs --sample with frames of its camera.")
     return camera.expected(known.camera.to_photons(counts))

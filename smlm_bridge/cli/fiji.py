@@ -43,12 +43,14 @@ def command(
 
     The commands appear under Plugins > SMLM Bridge after a restart of Fiji and call the Python that ran this.
     The models are packages of DeepImageJ, which also run without Python; they take raw counts, so give the
-    camera of the movies (see 'export'). A jar of one class lets ThunderSTORM run on Java 13 and newer.
+    camera of the movies (see 'export'). Shipped models that DeepImageJ cannot run are left
+    out and named. A jar of one class lets ThunderSTORM run on Java 13 and newer.
 
     A list of what was written stays in DIR; a file that was changed since is kept and named.
     """
     from smlm_bridge.io.fiji_install import install, script_files, uninstall
 
+    left_out: dict[str, str] = {}
     if action == "uninstall":
         if models or no_models or python is not None:
             raise UsageError(
@@ -61,7 +63,7 @@ def command(
         files = (
             script_files()
             | {PROVIDER_JAR: _provider_jar()}
-            | ({} if no_models else _packages(run, models, setup))
+            | ({} if no_models else _packages(run, models, setup, left_out))
         )
         program = str(python.absolute()) if python is not None else sys.executable
         done = install(directory, files, python=program, overwrite=run.overwrite)
@@ -71,7 +73,10 @@ def command(
         "removed": len(done.removed),
         "kept": list(done.kept),
     }
-    shown = aligned(values)
+    if action == "install":
+        values["left_out"] = left_out
+    shown = aligned({name: value for name, value in values.items() if name != "left_out"})
+    shown += "".join(f"\nNot packed: {reason}" for reason in left_out.values())
     if action == "install":
         shown += "\nStart Fiji again; then run Plugins > SMLM Bridge > Check installation."
     return Summary(values, shown)
@@ -88,9 +93,15 @@ def _provider_jar() -> bytes:
     return data.getvalue()
 
 
-def _packages(run: Run, models: tuple[str, ...], setup: SetupReader) -> dict[str, bytes]:
-    """The packages of the verb ``export``, unpacked, by their place in Fiji."""
+def _packages(
+    run: Run, models: tuple[str, ...], setup: SetupReader, left_out: dict[str, str]
+) -> dict[str, bytes]:
+    """The packages of the verb ``export``, unpacked, by their place in Fiji.
+
+    A shipped model that nobody asked for by name, and that cannot be packed, goes to ``left_out`` with the reason.
+    """
     from smlm_bridge.cli.verbs import program
+    from smlm_bridge.io.deepimagej import NotForDeepImageJ
     from smlm_bridge.io.shipped import shipped_names
 
     camera = [f"--setup={setup.path}"] if setup.path is not None else []
@@ -108,8 +119,15 @@ def _packages(run: Run, models: tuple[str, ...], setup: SetupReader) -> dict[str
             name = Path(model).name.removesuffix(".onnx")
             archive = Path(folder) / f"{name}.zip"
             words = [model, "--deepimagej", "-o", str(archive), *camera]
-            with export.make_context("export", words, parent=parent) as context:
-                export.invoke(context)
+            try:
+                with export.make_context("export", words, parent=parent) as context:
+                    export.invoke(context)
+            except NotForDeepImageJ as error:
+                if models:
+                    raise
+                left_out[name] = str(error)
+                on_step(number + 1, len(chosen))
+                continue
             with zipfile.ZipFile(archive) as opened:
                 files |= {f"models/{name}/{part}": opened.read(part) for part in opened.namelist()}
             on_step(number + 1, len(chosen))

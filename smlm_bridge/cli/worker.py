@@ -1,5 +1,6 @@
 """``worker``: verbs for Fiji and other programs, as messages on stdin and stdout."""
 
+import io
 import sys
 
 from smlm_bridge.cli.common import Run, verb
@@ -21,7 +22,11 @@ def command(run: Run) -> Summary:
     """
     from smlm_bridge.bridge.worker import serve
 
-    tasks = serve(sys.stdin, sys.stdout, child=(sys.executable, "-m", "smlm_bridge.cli.worker"))
+    # Messages are UTF-8 whatever the locale says, and a wrong byte spoils its own message only.
+    for stream in (sys.stdin, responses := sys.__stdout__ or sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    tasks = serve(sys.stdin, responses, child=(sys.executable, "-m", "smlm_bridge.cli.worker"))
     return Summary({"tasks": tasks})
 
 

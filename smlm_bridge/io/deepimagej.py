@@ -30,12 +30,17 @@ from smlm_bridge.io.rdf import (
     to_yaml,
 )
 from smlm_bridge.model import Model, ModelInfo
+from smlm_bridge.pair import PairCalibration, with_cameras
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # in the archive, so that the same model gives the same bytes
 _TOLERANCE = 1e-4
 _LARGEST_PACKAGE: Final = 10_000_000
 _LARGEST_UNPACKED: Final = 512_000_000
 DECODER: Final = "Decode_maps_to_ThunderSTORM.groovy"
+
+
+class NotForDeepImageJ(InputRejected):
+    """The model is a good one, but not one that DeepImageJ could run."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +100,15 @@ def sample_frame(counts: NDArray[np.generic], info: ModelInfo) -> NDArray[np.flo
     ------
     InputRejected
         If the model looks at neighbouring frames, or the frame has other channels than the model, or fewer
-        pixels than half of the least size.
+        pixels than half of the least size, or the channels do not lie on each other.
     """
     if info.volume is not None:
-        raise InputRejected(
+        raise NotForDeepImageJ(
             f"the model '{info.name}' returns volumes, which the package does not describe. Run it with "
             "'smlm-bridge localize'."
         )
     if info.context_frames:
-        raise InputRejected(
+        raise NotForDeepImageJ(
             f"the model '{info.name}' looks at neighbouring frames; DeepImageJ gives it one frame at a time. "
             "Run it with 'smlm-bridge localize'."
         )
@@ -111,6 +116,7 @@ def sample_frame(counts: NDArray[np.generic], info: ModelInfo) -> NDArray[np.flo
         raise InputRejected(
             f"the sample has the shape {counts.shape}; the model '{info.name}' takes {info.channels} channel(s)."
         )
+    check_channels(info, (counts.shape[1], counts.shape[2]))
     frame = np.asarray(counts, np.float32)
     least = least_size_px(info)
     missing = [max(0, least - side) for side in frame.shape[1:]]
@@ -121,6 +127,29 @@ def sample_frame(counts: NDArray[np.generic], info: ModelInfo) -> NDArray[np.flo
     frame = np.pad(frame, ((0, 0), (0, missing[0]), (0, missing[1])), mode="reflect")
     height, width = (side // info.size_step * info.size_step for side in frame.shape[1:])
     return frame[None, :, :height, :width]
+
+
+def check_channels(info: ModelInfo, shape: tuple[int, int]) -> None:
+    """Refuse a model of two channels that do not lie on each other or have two cameras: DeepImageJ knows neither.
+
+    Raises
+    ------
+    InputRejected
+        If so, within frames of that shape.
+    """
+    known = info.calibration
+    if not isinstance(known, PairCalibration):
+        return
+    if not known.resampling(shape).moves_nothing:
+        raise NotForDeepImageJ(
+            f"channel 2 of the model '{info.name}' does not lie on channel 1, and DeepImageJ gives frames as they "
+            "are. Run it with 'smlm-bridge localize'."
+        )
+    if len({photons_from_counts(channel.camera) for channel in known.channels}) > 1:
+        raise NotForDeepImageJ(
+            f"the channels of the model '{info.name}' have different cameras, and a package for DeepImageJ holds "
+            "one offset and one gain. Run it with 'smlm-bridge localize'."
+        )
 
 
 def run_on_counts(model: Model, counts: NDArray[np.float32], camera: Camera) -> NDArray[np.float32]:
@@ -167,7 +196,8 @@ def write_package(
     if Path(target).suffix != ".zip":
         raise InputRejected(f"a package ends in .zip, got {target}.")
     loaded = load_model(model)
-    info = replace(loaded.info, calibration=replace(loaded.info.calibration, camera=camera))
+    known = loaded.info.calibration
+    info = replace(loaded.info, calibration=with_cameras(known, [camera] * len(known.channels)))
     settings = {PACKAGE_KEY: json.dumps(package_settings(info, camera))}
     weights = with_metadata(find_model(model).read_bytes(), {**info.to_metadata(), **settings})
     opset = _check_engine(weights, info.name)
@@ -199,7 +229,7 @@ def write_package(
         _write_zip(temporary, {"rdf.yaml": to_yaml(description).encode(), **files})
         size = temporary.stat().st_size
         if size > _LARGEST_PACKAGE:
-            raise InputRejected(
+            raise NotForDeepImageJ(
                 f"the package would have {size / 1e6:.1f} MB; at most {_LARGEST_PACKAGE / 1e6:.0f} MB are "
                 "shared easily. Give a smaller --sample, or train a smaller network."
             )

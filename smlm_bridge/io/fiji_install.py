@@ -110,7 +110,8 @@ def install(
         with atomic_output(target, overwrite=True) as temporary:
             temporary.write_bytes(files[name])
     removed, kept = _remove(root, old)
-    _write_manifest(root, python, {**mine, **{name: old[name] for name in kept}}, folders)
+    left = _remove_empty(root, folders)
+    _write_manifest(root, python, {**mine, **{name: old[name] for name in kept}}, left)
     return Installed(tuple(written), tuple(removed), tuple(kept))
 
 
@@ -128,21 +129,28 @@ def uninstall(directory: Path | str) -> Installed:
         raise InputRejected(f"{root} has no {MANIFEST}, so nothing was installed there by smlm_bridge.")
     removed, kept = _remove(root, manifest["files"])
     (root / MANIFEST).unlink()
-    for name in sorted(manifest["folders"], key=len, reverse=True):
-        folder = root / _checked(name)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    _remove_empty(root, manifest["folders"])
     return Installed((), tuple(removed), tuple(kept))
 
 
 def _fiji(directory: Path | str) -> Path:
     root = Path(directory).expanduser().resolve()
-    if not any((root / name).is_dir() for name in _OF_FIJI):
-        raise InputRejected(
-            f"{directory} is no Fiji directory: it has no folder jars or plugins. Give the folder with Fiji's "
-            "launcher (Fiji.app or Fiji)."
+    if _is_fiji(root):
+        return root
+    # Since 2025 the folder Fiji holds the launcher Fiji.app on macOS; before, Fiji.app was the folder.
+    above = next((folder for folder in root.parents if _is_fiji(folder)), None)
+    raise InputRejected(
+        f"{directory} is no Fiji directory: it has no folder jars or plugins. "
+        + (
+            f"Give {above}, which has."
+            if above
+            else "Give the folder with Fiji's launcher (Fiji.app or Fiji)."
         )
-    return root
+    )
+
+
+def _is_fiji(folder: Path) -> bool:
+    return any((folder / name).is_dir() for name in _OF_FIJI)
 
 
 def _checked(name: str) -> str:
@@ -187,6 +195,15 @@ def _remove(root: Path, files: Mapping[str, str]) -> tuple[list[str], list[str]]
     return mine, [name for name in there if name not in mine]
 
 
+def _remove_empty(root: Path, folders: Iterable[str]) -> list[str]:
+    """Remove those of our folders that are empty; returns the others."""
+    for name in sorted(folders, key=len, reverse=True):
+        folder = root / _checked(name)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    return [name for name in folders if (root / name).is_dir()]
+
+
 def _read_manifest(root: Path) -> dict[str, Any] | None:
     path = root / MANIFEST
     if not path.exists():
@@ -216,4 +233,4 @@ def _write_manifest(root: Path, python: str | None, files: Mapping[str, str], fo
         "folders": sorted(folders),
     }
     with atomic_output(root / MANIFEST, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

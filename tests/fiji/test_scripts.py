@@ -32,6 +32,7 @@ pytestmark = pytest.mark.fiji
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 MENU = "scripts/Plugins/SMLM Bridge"
+PLAIN_MACRO = "macros/SMLM Bridge/Movie_to_picture.ijm"
 SCRIPTS = sorted((ROOT / "fiji_scripts" / MENU).glob("*.groovy"))
 SAMPLE = ROOT / "models" / "tetrapod_telomere" / "sample.tif"
 JARS = Path("/usr/share/java")
@@ -59,6 +60,7 @@ def test_parameters_can_be_recorded_in_macros(script: Path) -> None:
         assert not any(other != name and other.endswith(name) for other in names), "a key inside another"
         assert line.split()[1] in TYPES
         assert "persist=false" in line or "ImagePlus" in line, "a value of last time leaks into a macro"
+        assert ("Double" in line) == ('style="format:0.####"' in line), "a dialog would show 0.45 as 0"
     assert script.read_text(encoding="utf-8").startswith("#@script("), "headless is said in the first line"
 
 
@@ -78,7 +80,7 @@ def run_lines(text: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     "page",
-    [ROOT / "fiji_scripts/macros/SMLM Bridge/Movie_to_picture.ijm", ROOT / "docs/how-to/fiji.md"],
+    [ROOT / "fiji_scripts" / PLAIN_MACRO, ROOT / "docs/how-to/fiji.md"],
     ids=lambda path: path.name,
 )
 def test_macros_name_every_parameter(page: Path) -> None:
@@ -227,6 +229,9 @@ def fiji(installed: Path) -> Iterator[Fiji]:
     running = start(installed, home, "-Djava.awt.headless=true")
     try:
         nowhere = running.run("Render", table="x.csv")
+        plain = running.macro(
+            installed / PLAIN_MACRO, f"{SAMPLE}|tetrapod_telomere|{installed.parent / 'none'}"
+        )
         wrong = running.run("Check_installation", python=installed / "plugins")
         laid_out_as_on_windows = installed.parent / "of another machine" / "Scripts"
         laid_out_as_on_windows.mkdir(parents=True)
@@ -240,6 +245,7 @@ def fiji(installed: Path) -> Iterator[Fiji]:
         running.first = {
             "made": made,
             "nowhere": nowhere,
+            "plain": plain,
             "wrong": wrong,
             "alien": alien,
             "without": without,
@@ -254,6 +260,11 @@ def fiji(installed: Path) -> Iterator[Fiji]:
 def test_python_is_found_by_what_was_saved(fiji: Fiji) -> None:
     assert "Check installation" in fiji.first["nowhere"]["error"]
     assert VARIABLE in fiji.first["nowhere"]["error"]
+    assert fiji.first["nowhere"]["unrecorded"] == [], "the macro would open the dialog for the empty picture"
+    named = json.loads((fiji.folder / "smlm_bridge.json").read_text("utf-8"))["python"]
+    assert f"Does {named} -m" in fiji.first["plain"]["log"], (
+        "a plain macro knows the Python of the installation"
+    )
     assert "no Python at" in fiji.first["wrong"]["error"]
     assert re.search(r"python\.exe, named by you\) cannot be started", fiji.first["alien"]["error"])
     assert "has no smlm_bridge" in fiji.first["without"]["error"]
@@ -296,6 +307,27 @@ def test_localize_writes_our_table_and_shows_a_picture(fiji: Fiji, tmp_path: Pat
     assert outputs["picture"]["bits"] == 32
     assert outputs["picture"]["brightest"] > 0
     assert sorted(path.name for path in folder.iterdir()) == ["found.csv", "found.protocol.json"]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_active_image_keeps_its_channels(fiji: Fiji, tmp_path: Path, channels: int) -> None:
+    csv = tmp_path / "table.csv"
+    values = {"model": "tetrapod_telomere", "csv": csv, "results": "Nothing"}
+    answer = fiji.run("Localize_with_Python", how={"image": str(SAMPLE), "channels": channels}, **values)
+    if channels == 1:
+        assert answer.get("error") is None, answer
+        assert answer["outputs"]["localizations"] == 48
+    else:
+        assert "channel" in answer["error"]
+
+
+def test_an_empty_frame_gives_an_empty_table(fiji: Fiji, tmp_path: Path) -> None:
+    csv = tmp_path / "nothing.csv"
+    values = {"movie": SAMPLE, "model": "tetrapod_telomere", "framerange": "1:1", "results": "ThunderSTORM"}
+    answer = fiji.run("Localize_with_Python", csv=csv, cameraoffset=100000, electronsperadu=0.001, **values)
+    assert answer.get("error") is None, answer
+    assert answer["outputs"]["localizations"] == len(read_table(csv)) == 0
+    assert "nothing was found in sample.tif" in answer["log"]
 
 
 def test_failures_give_the_reason_of_python(fiji: Fiji, tmp_path: Path) -> None:
@@ -408,7 +440,7 @@ def test_train_a_model_ends_can_be_cancelled_and_goes_on(
 
 
 def test_the_macro_without_fiji_goes_from_movie_to_picture(fiji: Fiji, tmp_path: Path) -> None:
-    macro = fiji.folder / "macros/SMLM Bridge/Movie_to_picture.ijm"
+    macro = fiji.folder / PLAIN_MACRO
     movie = tmp_path / "a movie.tif"
     tifffile.imwrite(movie, np.tile(tifffile.imread(SAMPLE), (4, 1, 1)))  # drift needs 100 localizations
     results = tmp_path / "the results"

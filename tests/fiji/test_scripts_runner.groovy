@@ -2,7 +2,7 @@
 // JSON object a line: {"script": PATH, "values": {NAME: TEXT}}, and each is answered by one line on stdout:
 // {"outputs": {...}} or {"error": ...}, with "log", what ImageJ printed. "escape": press Escape as soon as this file is
 // there; "buttons": press these, one dialog after the other; "screenshot": write NAME-0.png, ..., NAME-end.png. "macro": run
-// an IJM file with "argument" instead.
+// an IJM file with "argument" instead. "image" with "channels": the active image.
 import groovy.json.JsonOutput
 import groovy.json.JsonSlurper
 import ij.IJ
@@ -17,7 +17,18 @@ import java.awt.Robot
 import java.awt.Window
 import javax.imageio.ImageIO
 
+/** What SciJava hands to a script of itself; its recorder leaves out inputs that are null at the end. */
+class ModuleStandIn {
+    List items = []
+    Map values = [:]
+    ModuleStandIn getInfo() { this }
+    List inputs() { items }
+    Object getInput(String name) { values[name] }
+    void setInput(String name, Object value) { values[name] = value }
+}
+
 class Runner {
+    static List unrecorded = []
     static final CONVERT = [File: { new File(it) }, Double: { it as Double }, Boolean: { it == 'true' },
         Integer: { it as Integer }, String: { it }]
 
@@ -46,8 +57,15 @@ class Runner {
             if (value == null && !it.optional) throw new IllegalArgumentException("no value for ${it.name}")
             binding.setVariable(it.name, value == null ? null : CONVERT[it.type](value))
         }
+        def module = new ModuleStandIn(items: inputs.collect { [name: it.name, type: it.type == 'File' ? File : Object] },
+            values: inputs.collectEntries { [it.name, binding.getVariable(it.name)] })
+        binding.setVariable('org.scijava.script.ScriptModule', module)
         if (given) throw new IllegalArgumentException("the script has no parameter ${given.keySet()}")
-        new GroovyShell(binding).evaluate(script.getText('UTF-8').replaceAll(/(?m)^#@.*$/, ''), script.name)
+        try {
+            new GroovyShell(binding).evaluate(script.getText('UTF-8').replaceAll(/(?m)^#@.*$/, ''), script.name)
+        } finally {
+            unrecorded = module.values.findAll { it.value == null }*.key
+        }
         return outputs.collectEntries { [it, described(binding.getVariable(it))] }
     }
 
@@ -102,15 +120,23 @@ System.in.eachLine('UTF-8') { line ->
         }
     }
     try {
+        if (request.channels) {
+            // The active image of this thread: a file whose planes were made channels since.
+            def image = IJ.openImage(request.image)
+            image.setDimensions(request.channels, 1, image.stackSize.intdiv(request.channels))
+            image.changes = true
+            WindowManager.setTempCurrentImage(image)
+        }
         if (request.macro) answer.outputs = [result: IJ.runMacro(new File(request.macro).getText('UTF-8'), request.argument)]
         else answer.outputs = Runner.run(new File(request.script), new LinkedHashMap(request.values))
     } catch (Throwable error) {
         answer.error = error.class.simpleName + ': ' + error.message
     }
     busy = false
+    WindowManager.setTempCurrentImage(null)
     System.setOut(answers)
     if (IJ.getInstance()) answer.seen = Runner.seen(request.screenshot ? "${request.screenshot}-end.png" : null)
-    answers.println(JsonOutput.toJson(answer + [log: IJ.getLog() ?: printed.toString('UTF-8'), statuses: statuses, shots: shots]))
+    answers.println(JsonOutput.toJson(answer + [unrecorded: Runner.unrecorded, log: IJ.getLog() ?: printed.toString('UTF-8'), statuses: statuses, shots: shots]))
     answers.flush()
 }
 System.exit(0)

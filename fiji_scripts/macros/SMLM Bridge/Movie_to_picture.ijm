@@ -48,10 +48,16 @@ function hasCommand(command) {
     return false;
 }
 
-// The Python of the environment variable, or the one that 'Check installation' saved.
+// The Python of the environment variable, the one that 'Check installation' saved, or that of 'smlm-bridge fiji install'.
 function knownPython() {
     path = "" + call("java.lang.System.getenv", "SMLM_BRIDGE_PYTHON");
     if (path == "" || path == "null") path = call("ij.Prefs.get", "smlm.bridge.python", "");
+    manifest = getDirectory("imagej") + "smlm_bridge.json";
+    if (path == "" && File.exists(manifest)) {
+        text = File.openAsString(manifest);
+        from = indexOf(text, "\"python\": \"") + 11;
+        if (from > 10) path = replace(substring(text, from, indexOf(text, "\"", from)), "\\\\\\\\", "\\\\");
+    }
     if (path == "") exit("SMLM Bridge: where is Python? Set the environment variable SMLM_BRIDGE_PYTHON, or give movie|model|folder|python.");
     return path;
 }

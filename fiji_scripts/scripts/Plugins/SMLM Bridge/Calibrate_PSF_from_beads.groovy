@@ -1,16 +1,16 @@
 #@script(label="Calibrate PSF from beads", description="Retrieves the PSF of a microscope from a stack of beads", headless=true)
 #@ File (label="Bead stack (TIFF)", style="open", persist=false) stack
-#@ Double (label="Travel of the focus from slice to slice [nm], positive into the sample", value=0, persist=false) zstep
+#@ Double (label="Travel of the focus from slice to slice [nm], positive into the sample", style="format:0.####", value=0, persist=false) zstep
 #@ File (label="Calibration to write (.psf.h5)", style="save", persist=false) calibration
 #@ String (label="Kind of PSF", choices={"pupil", "spline", "gaussian"}, value="pupil", persist=false) psf
 #@ File (label="Microscope and camera (.toml; empty: the fields below)", style="open", required=false, persist=false) setupfile
-#@ Double (label="Numerical aperture (0: of the .toml)", value=0, min=0, persist=false) numericalaperture
-#@ Double (label="Index of the immersion (0: of the .toml)", value=0, min=0, persist=false) immersionindex
-#@ Double (label="Index around the beads (0: of the .toml)", value=0, min=0, persist=false) sampleindex
-#@ Double (label="Emission wavelength [nm] (0: of the .toml)", value=0, min=0, persist=false) wavelength
-#@ Double (label="Camera pixel in the sample [nm] (0: of the .toml)", value=0, min=0, persist=false) pixelsize
-#@ Double (label="Camera offset [ADU] (-1: of the .toml)", value=-1, persist=false) cameraoffset
-#@ Double (label="Photo-electrons per ADU (-1: of the .toml)", value=-1, persist=false) electronsperadu
+#@ Double (label="Numerical aperture (0: of the .toml)", style="format:0.####", value=0, min=0, persist=false) numericalaperture
+#@ Double (label="Index of the immersion (0: of the .toml)", style="format:0.####", value=0, min=0, persist=false) immersionindex
+#@ Double (label="Index around the beads (0: of the .toml)", style="format:0.####", value=0, min=0, persist=false) sampleindex
+#@ Double (label="Emission wavelength [nm] (0: of the .toml)", style="format:0.####", value=0, min=0, persist=false) wavelength
+#@ Double (label="Camera pixel in the sample [nm] (0: of the .toml)", style="format:0.####", value=0, min=0, persist=false) pixelsize
+#@ Double (label="Camera offset [ADU] (-1: of the .toml)", style="format:0.####", value=-1, persist=false) cameraoffset
+#@ Double (label="Photo-electrons per ADU (-1: of the .toml)", style="format:0.####", value=-1, persist=false) electronsperadu
 #@ Boolean (label="Write and show a report", value=true, persist=false) report
 #@ String (label="Other options, as on the command line", value="", required=false, persist=false) moreoptions
 #@ Boolean (label="Replace files that exist", value=false, persist=false) overwrite
@@ -33,6 +33,7 @@ def shared() {
 if (zstep == 0) throw new IllegalArgumentException('Give the travel of the focus from slice to slice, with its sign; it is never guessed.')
 def bridge = shared()
 def fiji = bridge.fiji
+fiji.recordable(binding)
 def page = new File(calibration.absoluteFile.parentFile, calibration.name.replaceFirst(/\.psf\.h5$/, '') + '.report.html')
 def words = [stack.absolutePath, '-o', calibration.absolutePath, '--z-step-nm', zstep, '--psf', psf] +
     fiji.option('--setup', setupfile) + fiji.option('--numerical-aperture', numericalaperture, 0d) +

@@ -1,7 +1,7 @@
 #@script(label="Check installation", description="Finds, saves or makes the Python of SMLM Bridge and says what is missing", headless=true)
-#@ String (label="Python that has smlm_bridge: program or folder of its environment (empty: the one known)", value="", required=false, persist=false) python
+#@ String (label="Python that has smlm_bridge (empty: the one known)", description="The program, or the folder of its environment", columns=30, value="", required=false, persist=false) python
 #@ String (label="Make an environment with", choices={"no, use the above", "uv", "pixi"}, value="no, use the above", persist=false) create
-#@ String (label="What to install there: name (smlm_bridge[train] can train, too), wheel or folder", value="smlm_bridge", required=false, persist=false) source
+#@ String (label="What to install there", description="A name (smlm_bridge[train] can train, too), a wheel, or a folder with the source", columns=30, value="smlm_bridge", required=false, persist=false) source
 #@output String pythonpath
 #@output String summary
 

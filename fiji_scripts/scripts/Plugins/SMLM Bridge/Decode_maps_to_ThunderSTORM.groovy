@@ -1,8 +1,8 @@
 #@script(label="Decode maps to ThunderSTORM", description="Turns the maps of a localization model, as DeepImageJ shows them, into a ThunderSTORM table", headless=true)
 #@ ImagePlus (label="Maps (10 channels, one time point a frame)") maps
 #@ File (label="ThunderSTORM CSV to write", style="save", persist=false) csv
-#@ Double (label="Camera pixel [nm]", value=100, min=1, persist=false) pixelnm
-#@ Double (label="Least probability", value=0.5, min=0.01, max=0.99, persist=false) threshold
+#@ Double (label="Camera pixel [nm]", style="format:0.####", value=100, min=1, persist=false) pixelnm
+#@ Double (label="Least probability", style="format:0.####", value=0.5, min=0.01, max=0.99, persist=false) threshold
 #@ Boolean (label="Replace the file if it exists", value=false, persist=false) overwrite
 #@output Integer localizations
 

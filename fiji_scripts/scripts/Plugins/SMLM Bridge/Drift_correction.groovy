@@ -24,6 +24,7 @@ def shared() {
 
 def bridge = shared()
 def fiji = bridge.fiji
+fiji.recordable(binding)
 def words = [table.absolutePath, '-o', corrected.absolutePath, '--engine', engine] + fiji.option('--save', driftfile) +
     fiji.flag('--overwrite', overwrite) + fiji.words(moreoptions)
 def worker = bridge.worker.newInstance()

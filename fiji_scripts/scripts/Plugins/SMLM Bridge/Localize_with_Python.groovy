@@ -2,14 +2,14 @@
 #@ File (label="Raw movie (empty: the active image)", style="open", required=false, persist=false) movie
 #@ File (label="Model (.onnx) or the name of a shipped one", style="open", persist=false) model
 #@ File (label="ThunderSTORM CSV to write", style="save", persist=false) csv
-#@ Double (label="Least probability (0: the model's)", value=0, min=0, max=0.99, persist=false) threshold
-#@ Double (label="Camera offset [ADU] (-1: the model's)", value=-1, persist=false) cameraoffset
-#@ Double (label="Photo-electrons per ADU (-1: the model's)", value=-1, persist=false) electronsperadu
+#@ Double (label="Least probability (0: the model's)", style="format:0.####", value=0, min=0, max=0.99, persist=false) threshold
+#@ Double (label="Camera offset [ADU] (-1: the model's)", style="format:0.####", value=-1, persist=false) cameraoffset
+#@ Double (label="Photo-electrons per ADU (-1: the model's)", style="format:0.####", value=-1, persist=false) electronsperadu
 #@ String (label="Frames A:B, from 1 (empty: all)", value="", required=false, persist=false) framerange
 #@ String (label="Region X,Y,W,H in pixels (empty: all)", value="", required=false, persist=false) region
 #@ Boolean (label="Preview on this frame before the run", value=false, persist=false) preview
 #@ String (label="Show", choices={"Table and picture", "ThunderSTORM", "Nothing"}, value="Table and picture", persist=false) results
-#@ Double (label="Pixel of the picture [nm]", value=20, min=1, persist=false) picturepixel
+#@ Double (label="Pixel of the picture [nm]", style="format:0.####", value=20, min=1, persist=false) picturepixel
 #@ String (label="Other options, as on the command line", value="", required=false, persist=false) moreoptions
 #@ Boolean (label="Replace the file if it exists", value=false, persist=false) overwrite
 #@output Integer localizations
@@ -78,6 +78,7 @@ double previewed(worker, fiji, File source, ImagePlus image, double least, Closu
 
 def bridge = shared()
 def fiji = bridge.fiji
+fiji.recordable(binding)
 def file = movie?.path ? movie : null
 def active = file == null ? WindowManager.currentImage : null
 def camera = fiji.option('--offset', cameraoffset, -1d) + fiji.option('--e-per-adu', electronsperadu, -1d)
@@ -95,8 +96,9 @@ fiji.inFolder { File folder ->
         csvpath = csv.absolutePath
         if (done.failed_frames) IJ.log("SMLM Bridge: ${done.failed_frames} frame(s) failed and were left out.")
         picture = null
-        if (results == 'ThunderSTORM') fiji.importIntoThunderstorm(csv)
-        else if (results != 'Nothing' && localizations > 0) {
+        if (localizations == 0) IJ.log("SMLM Bridge: nothing was found in ${source.name}, so there is nothing to show. Preview a frame, and check the camera.")
+        else if (results == 'ThunderSTORM') fiji.importIntoThunderstorm(csv)
+        else if (results != 'Nothing') {
             fiji.showTable(csv, localizations)
             picture = fiji.render(worker, csv, picturepixel)
         }

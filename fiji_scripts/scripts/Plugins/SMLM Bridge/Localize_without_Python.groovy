@@ -2,9 +2,9 @@
 #@ File (label="Raw movie (TIFF)", style="open", persist=false) movie
 #@ File (label="Package: folder, zip, or its weights.onnx", style="open", persist=false) model
 #@ File (label="ThunderSTORM CSV to write", style="save", persist=false) csv
-#@ Double (label="Least probability (0: the model's)", value=0, min=0, max=0.99, persist=false) threshold
-#@ Double (label="Camera offset [ADU] (-1: the package's)", value=-1, persist=false) cameraoffset
-#@ Double (label="Photo-electrons per ADU (-1: the package's)", value=-1, persist=false) electronsperadu
+#@ Double (label="Least probability (0: the model's)", style="format:0.####", value=0, min=0, max=0.99, persist=false) threshold
+#@ Double (label="Camera offset [ADU] (-1: the package's)", style="format:0.####", value=-1, persist=false) cameraoffset
+#@ Double (label="Photo-electrons per ADU (-1: the package's)", style="format:0.####", value=-1, persist=false) electronsperadu
 #@ Boolean (label="Replace the file if it exists", value=false, persist=false) overwrite
 #@output Integer localizations
 #@output String csvpath
@@ -115,7 +115,7 @@ def runtimeLoader() {
             '(Maven Central, com.microsoft.onnxruntime:onnxruntime) into the folder jars of Fiji and start it again, or ' +
             'run any ONNX model in DeepImageJ once, which downloads its engine.')
     }
-    return new URLClassLoader([jars.max { it.name }.toURI().toURL()] as URL[], here)
+    return new URLClassLoader([jars.max { it.name.findAll(/\d+/).inject(0L) { sum, part -> 1000 * sum + part.toLong() } }.toURI().toURL()] as URL[], here)
 }
 
 /** The weights of a package: a folder, an archive or the file itself. */

@@ -1,6 +1,6 @@
 #@script(label="Open in ThunderSTORM", description="Opens a table of localizations in ThunderSTORM, with its camera", headless=true)
 #@ File (label="Table (CSV; other formats are converted)", style="open", persist=false) table
-#@ Double (label="Camera pixel [nm], for tables whose lengths are in pixels (0: in nm)", value=0, min=0, persist=false) pixelsize
+#@ Double (label="Camera pixel [nm], for tables whose lengths are in pixels (0: in nm)", style="format:0.####", value=0, min=0, persist=false) pixelsize
 #@output String csvpath
 
 // ThunderSTORM reads our tables as they are; Python is asked only for other formats. Groovy 2.4 and later.

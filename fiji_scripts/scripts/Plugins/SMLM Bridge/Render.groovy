@@ -1,7 +1,7 @@
 #@script(label="Render", description="Draws a table of localizations", headless=true)
 #@ File (label="ThunderSTORM CSV", style="open", persist=false) table
 #@ File (label="Picture to write (.tif, .png; empty: only shown)", style="save", required=false, persist=false) picture
-#@ Double (label="Pixel of the picture [nm]", value=10, min=0.1, persist=false) pixelsize
+#@ Double (label="Pixel of the picture [nm]", style="format:0.####", value=10, min=0.1, persist=false) pixelsize
 #@ String (label="Method", choices={"gaussian", "ash", "histogram"}, value="gaussian", persist=false) method
 #@ Boolean (label="Colour by z", value=false, persist=false) zcolour
 #@ String (label="Other options, as on the command line", value="", required=false, persist=false) moreoptions
@@ -22,6 +22,7 @@ def shared() {
 
 def bridge = shared()
 def fiji = bridge.fiji
+fiji.recordable(binding)
 def more = ['--method', method] + fiji.flag('--z-color', zcolour) + fiji.words(moreoptions)
 def worker = bridge.worker.newInstance()
 try {

@@ -1,7 +1,7 @@
 #@script(label="Train a model", description="Trains a network for the microscope of a calibration", headless=true)
 #@ File (label="Calibration (.psf.h5)", style="open", persist=false) calibration
 #@ File (label="Model to write (.onnx)", style="save", persist=false) model
-#@ Double (label="Time for training [minutes]", value=120, min=0.01, persist=false) minutes
+#@ Double (label="Time for training [minutes]", style="format:0.####", value=120, min=0.01, persist=false) minutes
 #@ File (label="Ranges of the training frames (.toml; empty: the defaults)", style="open", required=false, persist=false) ranges
 #@ String (label="Start from the weights of a model (file or shipped name; empty: none)", value="", required=false, persist=false) startfrom
 #@ Boolean (label="Go on with a training that was cancelled", value=false, persist=false) resume
@@ -24,6 +24,7 @@ def shared() {
 
 def bridge = shared()
 def fiji = bridge.fiji
+fiji.recordable(binding)
 def words = [fiji.nameOrPath(calibration), '-o', model.absolutePath, '--minutes', minutes] + fiji.option('--ranges', ranges) +
     fiji.option('--from', startfrom) + fiji.flag('--resume', resume) + fiji.flag('--overwrite', overwrite) + fiji.words(moreoptions)
 def worker = bridge.worker.newInstance()
