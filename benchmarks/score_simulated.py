@@ -16,7 +16,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from smlm_bridge.camera import Camera
 from smlm_bridge.evaluate import Options, evaluate
 from smlm_bridge.frames import in_blocks
 from smlm_bridge.io.images import open_frames
@@ -24,7 +23,7 @@ from smlm_bridge.io.model import load_model
 from smlm_bridge.io.shipped import shipped_names
 from smlm_bridge.io.thunderstorm import read_table
 from smlm_bridge.localize import localize_work
-from smlm_bridge.model import Model
+from smlm_bridge.model import Model, cameras_of
 from smlm_bridge.multi.frame import Refiner
 from smlm_bridge.multi.work import refined, refiner_of
 
@@ -35,9 +34,9 @@ LEAST_PHOTONS = {"tetrapod_storm": 6000.0}
 
 def localizations(model: Model, file: Path, refiner: Refiner | None) -> tuple[pd.DataFrame, float, int]:
     """Table, CPU seconds and number of frames."""
-    work = localize_work(model, camera=Camera())
+    work = localize_work(model)  # by the cameras of its calibration
     if refiner is not None:
-        work = refined(work, refiner, Camera())
+        work = refined(work, refiner, cameras_of(model, None))
     with open_frames([file]) as source:
         start = time.process_time()
         blocks = list(in_blocks(source, work))

@@ -1,9 +1,12 @@
 """Train, score and package the shipped models, by the command line's own verbs.
 
     python benchmarks/train_shipped_models.py [NAME ...] [--runs runs] [--data ../shared/data] [--threads 2]
+                                              [--minutes M] [--calibrations]
 
 Every step that has left its file is skipped and a training goes on from its checkpoint, so the command can be
-interrupted and repeated. What comes out under models/NAME: weights.onnx, card.md, sample.tif and its truth.csv.
+interrupted and repeated. ``--minutes`` ends trainings by time instead of by number of samples; ``--calibrations``
+only makes calibrations, and prints how well those of the pairs explain the published frames with one emitter (see
+explained_pairs.py). What comes out under models/NAME: weights.onnx, card.md, sample.tif and its truth.csv.
 A model that is not shipped yet has its setup and ranges under benchmarks/NAME.
 """
 
@@ -13,10 +16,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from explained_pairs import explained
 from real_data import IMAGES, compare
-from score_simulated import score
+from score_simulated import EMITTERS, score
 
 from smlm_bridge.calibration import Calibration
 from smlm_bridge.io.calibration import save_calibration
@@ -33,7 +38,9 @@ class Recipe:
 
     ``source`` is a mask or a bead stack below the data folder; ``make`` the verb and options that turn it into a
     calibration; without a source the pupil has the Zernike coefficients ``zernike_rad``. ``sample`` are the
-    options of the frames that are shipped with the model, ``system`` those of the learned system.
+    options of the frames that are shipped with the model, ``system`` those of the learned system. ``masks`` are
+    the names of the channels' masks in a file of two, which are joined with ``photon_ratio``; ``network`` are the
+    sizes of the network.
     """
 
     purpose: str
@@ -45,6 +52,23 @@ class Recipe:
     system: tuple[str, ...] = ()
     zernike_rad: tuple[tuple[int, float], ...] = ()
     z_range_nm: tuple[float, float] = (0.0, 0.0)
+    masks: tuple[str, ...] = ()
+    photon_ratio: float = 1.0
+    network: str = ""
+
+
+def pair(name: str, what: str, z_nm: str, blur_nm: str) -> Recipe:
+    """The recipe of a pair of the published simulator of DeepNebulae."""
+    return Recipe(
+        f"Simulated telomeres through two channels, {what}: the published simulator of DeepNebulae",
+        f"masks/{name}.mat",
+        ("convert", "--z-nm", z_nm, "--blur-nm", blur_nm),
+        60_000,
+        ("--emitters", "12", "--photons", "40000:230000", "--background", "60:200", "--z-nm", z_nm),
+        masks=("mask1", "mask2"),
+        photon_ratio=0.85,
+        network="widths = [32, 64, 96]\nbottom_dilations = [1, 2, 3]\n",
+    )
 
 
 RECIPES = {
@@ -75,11 +99,26 @@ RECIPES = {
         "",
         (),
         2_000_000,
-        ("--emitters", "12", "--photons", "2000:8000", "--background", "10:30", "--z-nm", "50:650"),
+        (
+            "--emitters",
+            "4",
+            "--clear-nm",
+            "900",
+            "--photons",
+            "2000:8000",
+            "--background",
+            "10:30",
+            "--z-nm",
+            "50:650",
+        ),
         system=("--system", "single", "--box", "13"),
         zernike_rad=((6, 0.8),),
         z_range_nm=(0.0, 800.0),
     ),
+    "pair_tetrapod_edof": pair("pair_tetrapod_edof", "Tetrapod and EDOF, z 1 to 4.5 um", "1000:4500", "78"),
+    "pair_crlb": pair("pair_crlb", "optimised for the bound, z 1 to 4.5 um", "1000:4500", "78"),
+    "pair_learned": pair("pair_learned", "learned end to end, z 1 to 4.5 um", "1000:4500", "78"),
+    "pair_biplane": pair("pair_biplane", "biplane, z 0 to 4 um", "0:4000", "68"),
 }
 
 
@@ -100,37 +139,48 @@ def designed(recipe: Recipe, folder: Path) -> Calibration:
     )
 
 
-def build(name: str, *, runs: Path, data: Path, threads: int) -> None:
+def calibrated(name: str, recipe: Recipe, folder: Path, *, runs: Path, data: Path, threads: int) -> Path:
+    """The file of the calibration, made if it is not there."""
+    calibration = runs / f"{name}.psf.h5"
+    if calibration.exists():
+        return calibration
+    if not recipe.source:
+        save_calibration(calibration, designed(recipe, folder))
+        return calibration
+    verb, *options = recipe.make
+    setup = (*options, "--setup", folder / "setup.toml", "--threads", threads)
+    source = data / recipe.source
+    if verb == "calibrate":
+        bridge(verb, source, "-o", calibration, *setup)
+    elif not recipe.masks:
+        bridge(verb, source, calibration, *setup)
+    else:
+        parts = [runs / f"{name}.{mask}.psf.h5" for mask in recipe.masks]
+        for mask, part in zip(recipe.masks, parts, strict=True):
+            bridge(verb, source, part, *setup, "--variable", mask, "--overwrite")
+        bridge("join", *parts, "-o", calibration, "--photon-ratio", recipe.photon_ratio)
+    return calibration
+
+
+def build(name: str, *, runs: Path, data: Path, threads: int, minutes: float | None) -> None:
     """One model, from its recipe to its folder."""
     recipe, folder = RECIPES[name], ROOT / "models" / name
-    calibration, model = runs / f"{name}.psf.h5", runs / f"{name}.onnx"
-    if not folder.exists():
-        shutil.copytree(Path(__file__).parent / name, folder)
-    if not calibration.exists() and not recipe.source:
-        save_calibration(calibration, designed(recipe, folder))
-    if not calibration.exists():
-        verb, *options = recipe.make
-        places = (
-            (data / recipe.source, "-o", calibration)
-            if verb == "calibrate"
-            else (data / recipe.source, calibration)
-        )
-        bridge(verb, *places, *options, "--setup", folder / "setup.toml", "--threads", threads)
+    model = runs / f"{name}.onnx"
+    given = folder if folder.exists() else Path(__file__).parent / name
+    calibration = calibrated(name, recipe, given, runs=runs, data=data, threads=threads)
     if not model.exists():
         resume = ("--resume",) if model.with_suffix(".checkpoint").exists() else ()
         start = () if recipe.start is None else ("--from", recipe.start)
-        budget = (
-            "--samples",
-            recipe.samples,
-            "--ranges",
-            folder / "ranges.toml",
-            "--seed",
-            1,
-            "--threads",
-            threads,
-        )
-        what = (*recipe.system, *budget, *resume, *start)
+        sizes: tuple[object, ...] = ()
+        if recipe.network:
+            (runs / f"{name}.network.toml").write_text(recipe.network, encoding="utf-8")
+            sizes = ("--network", runs / f"{name}.network.toml")
+        budget = ("--samples", recipe.samples) if minutes is None else ("--minutes", minutes)
+        how = ("--ranges", given / "ranges.toml", "--seed", 1, "--threads", threads)
+        what = (*recipe.system, *budget, *how, *resume, *start, *sizes)
         bridge("train", calibration, "-o", model, "--purpose", recipe.purpose, *what)
+    if not folder.exists():
+        shutil.copytree(given, folder)
     shutil.copyfile(model, folder / "weights.onnx")
     sample = ("--frames", 4, "--size-px", "121x121", "--seed", 1, "--overwrite", *recipe.sample)
     bridge("simulate", calibration, "-o", folder / "sample.tif", "--truth", folder / "truth.csv", *sample)
@@ -143,7 +193,14 @@ def card(name: str, written: Path, data: Path) -> str:
     text = text.partition("\n## Train it again")[0]  # below it says so with the recipe
     published = pd.read_csv(Path(__file__).parent / "published_networks.csv", comment="#")
     if name in set(published.set):
-        table = score(load_model(name, threads=1), name, data / "simulated", published)
+        table = score(
+            load_model(name, threads=1),
+            name,
+            data / "simulated",
+            published,
+            refine=False,
+            densities=EMITTERS,
+        )
         text += (
             "\n## Scores on the published simulator's frames\n\n"
             "Printed by `python benchmarks/score_simulated.py`; 'theirs' is the published network, over all "
@@ -170,10 +227,24 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--calibrations", action="store_true")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
+    where: dict[str, Any] = {
+        "runs": arguments.runs,
+        "data": arguments.data,
+        "threads": arguments.threads,
+    }
     for name in arguments.names:
-        build(name, runs=arguments.runs, data=arguments.data, threads=arguments.threads)
+        if not arguments.calibrations:
+            build(name, minutes=arguments.minutes, **where)
+            continue
+        folder = ROOT / "models" / name
+        given = folder if folder.exists() else Path(__file__).parent / name
+        made = calibrated(name, RECIPES[name], given, **where)
+        if RECIPES[name].masks:
+            print(explained(name, made, arguments.data / "simulated"))
 
 
 if __name__ == "__main__":

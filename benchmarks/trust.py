@@ -98,7 +98,9 @@ def altered_ranges(ranges: Ranges, row: Altered, part: int) -> Ranges:
     """The ranges of a row; of its heights one part."""
     low, high = ranges.z_nm
     middle, half = (low + high) / 2, (high - low) / 2
-    first, last = row.heights[part % len(row.heights)]
+    # Below the coverslip there is no sample.
+    above = [ends for ends in row.heights if middle + ends[1] * half > 0]
+    first, last = above[part % len(above)]
     light = ranges.background
     light = replace(
         light,

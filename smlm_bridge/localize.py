@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.frames import Block, Frames, Work, in_blocks
-from smlm_bridge.model import Model
+from smlm_bridge.model import Cameras, Model, check_channels, photons_of, seen_by_all
 from smlm_bridge.networks.decode import decode
 from smlm_bridge.networks.maps import MAP_NAMES
 
@@ -51,7 +50,7 @@ def localize(
     source: Frames,
     model: Model,
     *,
-    camera: Camera | None = None,
+    camera: Cameras = None,
     options: LocalizeOptions = LocalizeOptions(),
     on_step: Callable[[int, int], None] | None = None,
 ) -> Iterator[Block]:
@@ -62,9 +61,9 @@ def localize(
     source
         The movie.
     model
-        The network; its calibration knows the camera unless ``camera`` is given.
+        The network; its calibration knows the cameras unless ``camera`` is given.
     camera, options
-        See ``Camera`` and ``LocalizeOptions``.
+        See ``Cameras`` and ``LocalizeOptions``.
     on_step
         Called with (frames done, frames in all).
 
@@ -82,19 +81,28 @@ def localize(
 
 
 def localize_work(
-    model: Model, *, camera: Camera | None = None, options: LocalizeOptions = LocalizeOptions()
+    model: Model,
+    *,
+    camera: Cameras = None,
+    options: LocalizeOptions = LocalizeOptions(),
+    corner_nm: tuple[float, float] = (0.0, 0.0),
 ) -> Work:
-    """What is done with the frames of a movie to localize its emitters with a network; see ``localize``."""
+    """What is done with the frames of a movie to localize its emitters with a network; see ``localize``.
+
+    ``corner_nm`` is where the movie's region begins within either channel (x, y): a pair's transform is that of
+    whole frames. Emitters that lie outside the second channel's frames are left out.
+    """
     if model.info.box_px:
         raise InputRejected(
             f"the model '{model.info.name}' takes boxes of single emitters, not frames. Use singles.single_work."
         )
     _refuse_volumes(model)
-    known = camera if camera is not None else model.info.calibration.camera
     return Work(
-        find=lambda counts: localize_frames(counts, model, camera=known, options=options),
+        find=lambda counts: localize_frames(
+            counts, model, camera=camera, options=options, corner_nm=corner_nm
+        ),
         empty=_table({name: np.zeros(0) for name in (*MAP_NAMES, "image", "x_nm", "y_nm")}),
-        check=lambda counts: check_channels(counts, model, known),
+        check=lambda counts: check_channels(counts, model, camera),
         pixel_nm=model.info.calibration.optics.pixel_nm,
         block_pixels=options.block_pixels,
         context=model.info.context_frames,
@@ -102,12 +110,17 @@ def localize_work(
 
 
 def localize_frames(
-    counts: NDArray[np.generic], model: Model, *, camera: Camera, options: LocalizeOptions
+    counts: NDArray[np.generic],
+    model: Model,
+    *,
+    camera: Cameras,
+    options: LocalizeOptions,
+    corner_nm: tuple[float, float] = (0.0, 0.0),
 ) -> pd.DataFrame:
     """Localize frames (T, C, H, W) in counts; frames count from 0, x and y from the corner of this array.
 
     A model that looks at neighbouring frames takes their channels, too: (T, (2k + 1) C, H, W), see
-    ``frames.Work.context``.
+    ``frames.Work.context``. ``corner_nm`` as for ``localize_work``.
 
     Raises
     ------
@@ -116,12 +129,12 @@ def localize_frames(
     """
     info = model.info
     _refuse_volumes(model)
-    photons = photons_of(counts, model, camera)
+    photons = photons_of(counts, model, camera, corner_nm=corner_nm)
     threshold = info.threshold if options.threshold is None else options.threshold
     pixel_nm = info.calibration.optics.pixel_nm
     maps = run_tiled(photons, model, tile_px=options.tile_px, block_pixels=options.block_pixels)
     found = decode(maps, pixel_nm=pixel_nm, threshold=threshold)
-    return _table(found)
+    return seen_by_all(_table(found), model, photons.shape[2:], corner_nm=corner_nm)
 
 
 def _refuse_volumes(model: Model) -> None:
@@ -175,33 +188,6 @@ def spans(length: int, core: int, halo: int) -> list[Span]:
         seen = slice(max(0, start - halo), min(length, stop + halo))
         tiles.append(Span(slice(start, stop), seen, slice(start - seen.start, stop - seen.start)))
     return tiles
-
-
-def photons_of(counts: NDArray[np.generic], model: Model, camera: Camera) -> NDArray[np.float32]:
-    """Photo-electrons of frames (T, C, H, W), all of them finite.
-
-    Raises
-    ------
-    InputRejected
-        If the number of channels is not the model's or a value is not finite.
-    """
-    check_channels(counts, model, camera)
-    photons = camera.to_photons(counts)
-    if not np.isfinite(photons).all():
-        bad = int(np.count_nonzero(~np.isfinite(photons)))
-        raise InputRejected(f"{bad} pixels are not finite numbers.")
-    return photons
-
-
-def check_channels(counts: NDArray[np.generic], model: Model, camera: Camera) -> None:
-    """Refuse what would fail in every frame."""
-    frames = 2 * model.info.context_frames + 1
-    if counts.shape[1] != frames * model.info.channels:
-        raise InputRejected(
-            f"the model takes {model.info.channels} channel(s), the frames have {counts.shape[1] / frames:g}. "
-            "Choose another model, or give the right channels."
-        )
-    camera.to_photons(counts[:0])
 
 
 def _table(found: dict[str, NDArray[np.float64]]) -> pd.DataFrame:

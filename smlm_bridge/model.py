@@ -1,20 +1,24 @@
-"""A trained model: what it was trained for, and a function that runs it. No torch, no files."""
+"""A trained model: what it was trained for, what runs it, and what it is given. No torch, no files."""
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from smlm_bridge.calibration import Calibration
+from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.networks.volume_grid import VolumeGrid
+from smlm_bridge.pair import AnyCalibration, PairCalibration, read_calibration
 
 FORMAT = "smlm_bridge model"
-VERSION = 1
+#: What is written where it is enough, and of models of two channels.
+PLAIN_VERSION, VERSION = 1, 2
 _INFO_KEY, _CALIBRATION_KEY = "smlm_bridge", "smlm_bridge.calibration"
 _LARGEST_METADATA = 64_000_000
 _MOST_CONTEXT = 1
@@ -22,6 +26,8 @@ _MOST_CONTEXT = 1
 SINGLE = "single"  # the system whose models take boxes
 VOLUME = "volume"  # the system whose models return volumes
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+#: Of one channel, or of both; None is those of the model's calibration.
+Cameras = Camera | tuple[Camera, Camera] | None
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,12 @@ class ModelInfo:
     name, system, purpose
         Name of the model, of the learned system, and what it is for.
     calibration
-        The whole calibration it was trained on.
+        The whole calibration it was trained on; of two channels with the transform between them.
     ranges
         The training space, as ``simulate.scene.Ranges.to_json`` gives it.
     channels
-        Input channels.
+        Input channels: those of the calibration. The second has been brought onto the pixels of the first
+        (``pair.PairCalibration.resampling``).
     size_step, reach_px
         Height and width of the input are multiples of the first; an output pixel depends on input pixels up
         to the second away.
@@ -49,7 +56,7 @@ class ModelInfo:
         Side of the boxes that a model of single emitters (system ``single``) takes; 0 of one that takes frames.
     context_frames
         Frames before and after each frame that the network looks at: 0, or 1 of a model of three frames, whose
-        input has their channels in the order of time.
+        input has their channels in the order of time: those of the first frame, then those of the next.
     coverage
         What the training space looks like to ``coverage``, as its ``Reference.to_json`` gives it; may be empty.
     volume
@@ -59,7 +66,7 @@ class ModelInfo:
     name: str
     system: str
     purpose: str
-    calibration: Calibration
+    calibration: AnyCalibration
     ranges: Mapping[str, Any]
     channels: int
     size_step: int
@@ -77,11 +84,24 @@ class ModelInfo:
         """Channels of the network's input: those of a frame and of its neighbours."""
         return self.channels * (2 * self.context_frames + 1)
 
+    @property
+    def one_channel(self) -> Calibration:
+        """The calibration of a model of one channel.
+
+        Raises
+        ------
+        InputRejected
+            If it is a pair.
+        """
+        if isinstance(self.calibration, PairCalibration):
+            raise InputRejected(f"the model '{self.name}' takes two channels, and one is wanted here.")
+        return self.calibration
+
     def to_metadata(self) -> dict[str, str]:
         """Text for the ``metadata_props`` of an ONNX file."""
         info = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if isinstance(self.calibration, PairCalibration) else PLAIN_VERSION,
             "name": self.name,
             "system": self.system,
             "purpose": self.purpose,
@@ -123,13 +143,13 @@ class ModelInfo:
             raise InputRejected(f"{name}: the metadata is larger than {_LARGEST_METADATA // 1_000_000} MB.")
         try:
             info = json.loads(metadata[_INFO_KEY])
-            if info["format"] != FORMAT or info["version"] != VERSION:
+            if info["format"] != FORMAT or info["version"] not in (PLAIN_VERSION, VERSION):
                 raise InputRejected(
-                    f"{name} is '{info['format']}' version {info['version']}; this program reads version "
-                    f"{VERSION}. Use the program version that wrote it, or train again."
+                    f"{name} is '{info['format']}' version {info['version']}; this program reads versions "
+                    f"{PLAIN_VERSION} to {VERSION}. Use the program version that wrote it, or train again."
                 )
             data = base64.b64decode(metadata[_CALIBRATION_KEY], validate=True)
-            calibration = Calibration.from_bytes(data, name=f"the calibration inside {name}")
+            calibration = read_calibration(data, name=f"the calibration inside {name}")
             texts = {key: str(info[key]) for key in ("name", "system", "purpose")}
             tables = {key: dict(info[key]) for key in ("ranges", "training", "scores")}
             numbers = {key: int(info[key]) for key in ("channels", "size_step", "reach_px")}
@@ -151,6 +171,7 @@ class ModelInfo:
             and 0 <= numbers["context_frames"] <= (0 if numbers["box_px"] else _MOST_CONTEXT)
             and (numbers["box_px"] > 0) == (texts["system"] == SINGLE)
             and (volume is not None) == (texts["system"] == VOLUME)
+            and (isinstance(calibration, Calibration) or numbers["channels"] == len(calibration.channels))
         ):
             raise InputRejected(f"{name}: {numbers} are no sizes of a network.")
         if not 0 < threshold < 1:
@@ -174,3 +195,75 @@ class Model:
     run: Run
     features: Run | None = None
     stages: tuple[Run, Run] | None = None
+
+
+def cameras_of(model: Model, camera: Cameras) -> tuple[Camera, ...]:
+    """The cameras of a model's channels: what is given, else those of its calibration."""
+    if isinstance(camera, tuple):
+        return camera
+    return tuple(camera or channel.camera for channel in model.info.calibration.channels)
+
+
+def photons_of(
+    counts: NDArray[np.generic],
+    model: Model,
+    camera: Cameras,
+    *,
+    corner_nm: tuple[float, float] = (0.0, 0.0),
+) -> NDArray[np.float32]:
+    """Photo-electrons of frames (T, C, H, W), all of them finite, channel 2 on the pixels of channel 1.
+
+    Raises
+    ------
+    InputRejected
+        If the number of channels is not the model's or a value is not finite.
+    """
+    check_channels(counts, model, camera)
+    known = model.info.calibration
+    if isinstance(known, PairCalibration):
+        photons = _of_both(counts, known, cameras_of(model, camera), corner_nm)
+    else:
+        photons = cameras_of(model, camera)[0].to_photons(counts)
+    if not np.isfinite(photons).all():
+        bad = int(np.count_nonzero(~np.isfinite(photons)))
+        raise InputRejected(f"{bad} pixels are not finite numbers.")
+    return photons
+
+
+def _of_both(
+    counts: NDArray[np.generic],
+    pair: PairCalibration,
+    cameras: Sequence[Camera],
+    corner_nm: tuple[float, float],
+) -> NDArray[np.float32]:
+    """Photo-electrons of frames (T, n C, H, W) of a pair, the channels of a frame behind each other."""
+    photons = np.empty(counts.shape, np.float32)
+    photons[:, 0::2] = cameras[0].to_photons(counts[:, 0::2])
+    resampling = pair.resampling((counts.shape[2], counts.shape[3]), corner_nm)
+    photons[:, 1::2] = resampling(cameras[1].to_photons(counts[:, 1::2]))
+    return photons
+
+
+def seen_by_all(
+    table: pd.DataFrame, model: Model, shape: tuple[int, ...], *, corner_nm: tuple[float, float]
+) -> pd.DataFrame:
+    """The rows of emitters that lie within the second channel's frames (H, W), too; of one channel all rows."""
+    known = model.info.calibration
+    if not isinstance(known, PairCalibration) or not len(table):
+        return table
+    there = known.transform.between(corner_nm).apply(table[["x_nm", "y_nm"]].to_numpy(np.float64))
+    size = np.array(shape[::-1]) * known.second.optics.pixel_nm
+    inside = ((there >= 0) & (there <= size)).all(axis=1)
+    return pd.DataFrame(table[inside].reset_index(drop=True))
+
+
+def check_channels(counts: NDArray[np.generic], model: Model, camera: Cameras) -> None:
+    """Refuse what would fail in every frame."""
+    frames = 2 * model.info.context_frames + 1
+    if counts.shape[1] != frames * model.info.channels:
+        raise InputRejected(
+            f"the model takes {model.info.channels} channel(s), the frames have {counts.shape[1] / frames:g}. "
+            "Choose another model, or give the right channels."
+        )
+    for known in cameras_of(model, camera):
+        known.to_photons(counts[:0, :1])

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 import h5py
@@ -18,8 +18,10 @@ from smlm_bridge.calibration_file import (
     provenance,
     to_bytes,
 )
+from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected
-from smlm_bridge.transform import Transform
+from smlm_bridge.optics.microscope import Optics
+from smlm_bridge.transform import Resampling, Transform
 
 _CHANNELS: Final = ("channel1", "channel2")
 _MAX_RATIO = 1000.0
@@ -70,6 +72,28 @@ class PairCalibration:
     def channels(self) -> tuple[Calibration, Calibration]:
         """First and second channel."""
         return self.first, self.second
+
+    @property
+    def optics(self) -> Optics:
+        """Of channel 1, in whose frames positions are."""
+        return self.first.optics
+
+    @property
+    def camera(self) -> Camera:
+        """Of channel 1; ``channels`` has both."""
+        return self.first.camera
+
+    @property
+    def pixels_nm(self) -> tuple[float, float]:
+        """Camera pixels of both channels."""
+        return self.first.optics.pixel_nm, self.second.optics.pixel_nm
+
+    def resampling(self, shape: tuple[int, int], corner_nm: tuple[float, float] = (0.0, 0.0)) -> Resampling:
+        """What brings frames of channel 2 onto those of channel 1, both (H, W).
+
+        ``corner_nm`` (x, y) is where the frames begin within either channel: a region cut from both.
+        """
+        return Resampling(self.transform.between(corner_nm), self.pixels_nm, shape, shape)
 
     @property
     def z_range_nm(self) -> tuple[float, float]:
@@ -124,6 +148,18 @@ class PairCalibration:
         transform = Transform.from_json(text, name="the transform inside")
         pair = cls(first, second, transform, numbers(file, "photon_ratio", 1)[0], provenance(file))
         return checked_hash(file, pair)
+
+
+#: One channel or two.
+AnyCalibration = Calibration | PairCalibration
+
+
+def with_cameras(calibration: AnyCalibration, cameras: Sequence[Camera]) -> AnyCalibration:
+    """The same calibration with other cameras, one a channel."""
+    channels = [replace(known, camera=own) for known, own in zip(calibration.channels, cameras, strict=True)]
+    if isinstance(calibration, PairCalibration):
+        return replace(calibration, first=channels[0], second=channels[1])
+    return channels[0]
 
 
 def read_calibration(data: bytes, *, name: str = "calibration") -> Calibration | PairCalibration:

@@ -12,10 +12,12 @@ from smlm_bridge.detect import DetectOptions, Finder, box_corners, cut, detect_f
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.fit.work import first_of_each
 from smlm_bridge.frames import Work
-from smlm_bridge.model import Model
+from smlm_bridge.model import Cameras, Model, ModelInfo, cameras_of, check_channels, photons_of
 from smlm_bridge.networks.estimates import estimate_names
+from smlm_bridge.pair import PairCalibration
 
 _BOXES_AT_ONCE = 4096
+_EDGE = 1e-3  # px
 #: What ``fit.fit_boxes`` takes as a start, in its order.
 STARTS: Final = ("x_nm", "y_nm", "z_nm", "photons", "background")
 
@@ -45,38 +47,50 @@ class SingleMovieOptions:
 
 
 def single_work(
-    model: Model, *, camera: Camera | None = None, options: SingleMovieOptions = SingleMovieOptions()
+    model: Model,
+    *,
+    camera: Cameras = None,
+    options: SingleMovieOptions = SingleMovieOptions(),
+    corner_nm: tuple[float, float] = (0.0, 0.0),
 ) -> Work:
     """Detection and the network, to be done block by block by ``frames.in_blocks``.
 
-    Candidates whose box reaches beyond the frame are left out. Of several candidates that end within a pixel of
+    Candidates whose box reaches beyond the frame, of a pair in either channel, are left out; those of a pair come
+    from the sum of its channels. Of several candidates that end within a pixel of
     each other the one nearest to the middle of its box is kept.
 
     Parameters
     ----------
     model
-        Of the system ``single``; its calibration knows the camera unless ``camera`` is given.
+        Of the system ``single``; its calibration knows the cameras unless ``camera`` is given.
     camera
-        Of the movie's region.
+        Of the movie's region, or those of two channels.
     options
         See ``SingleMovieOptions``.
+    corner_nm
+        As ``localize.localize_work`` takes it.
 
     Raises
     ------
     InputRejected
-        If the model takes frames, or more than one channel.
+        If the model takes frames.
     """
-    if not model.info.box_px or model.info.channels != 1:
+    if not model.info.box_px:
         raise InputRejected(
-            f"the model '{model.info.name}' (system {model.info.system}, {model.info.channels} channel(s)) is "
-            "none of single emitters in one channel. Use localize.localize_work."
+            f"the model '{model.info.name}' (system {model.info.system}) takes frames, not boxes. Use "
+            "localize.localize_work."
         )
-    known = camera if camera is not None else model.info.calibration.camera
-    pixel_nm, side = model.info.calibration.optics.pixel_nm, model.info.box_px
+    pixel_nm, side, channels = (
+        model.info.calibration.optics.pixel_nm,
+        model.info.box_px,
+        model.info.channels,
+    )
     return Work(
-        find=lambda counts: _find(counts, model, known, options),
-        empty=estimate_boxes(np.zeros((0, 1, side, side), np.float32), np.zeros((0, 2), np.intp), model),
-        check=lambda counts: _check(counts, known, side),
+        find=lambda counts: _find(counts, model, camera, options, corner_nm),
+        empty=estimate_boxes(
+            np.zeros((0, channels, side, side), np.float32), np.zeros((0, 2), np.intp), model
+        ),
+        check=lambda counts: _check(counts, model, camera),
         pixel_nm=pixel_nm,
         block_pixels=options.detect.block_pixels,
     )
@@ -161,15 +175,28 @@ def _table(
 
 
 def _find(
-    counts: NDArray[np.generic], model: Model, camera: Camera, options: SingleMovieOptions
+    counts: NDArray[np.generic],
+    model: Model,
+    camera: Cameras,
+    options: SingleMovieOptions,
+    corner_nm: tuple[float, float],
 ) -> pd.DataFrame:
-    """Localize frames (T, 1, H, W) of counts."""
+    """Localize frames (T, C, H, W) of counts."""
     info = model.info
     pixel, side = info.calibration.optics.pixel_nm, info.box_px
-    candidates = options.finder(counts[:, 0], options.detect, pixel_nm=pixel, camera=camera)
-    corners, kept = box_corners(candidates, side, (counts.shape[2], counts.shape[3]))
+    shape = (counts.shape[2], counts.shape[3])
+    if info.channels == 1:
+        own = cameras_of(model, camera)[0]
+        candidates = options.finder(counts[:, 0], options.detect, pixel_nm=pixel, camera=own)
+        photons = own.to_photons(counts)
+    else:
+        photons = photons_of(counts, model, camera, corner_nm=corner_nm)
+        candidates = options.finder(photons.sum(axis=1), options.detect, pixel_nm=pixel, camera=Camera())
+    corners, kept = box_corners(candidates, side, shape)
     frame = candidates["frame"].to_numpy(np.int64)[kept]
-    boxes = cut(camera.to_photons(counts[:, 0]), frame, corners, side)
+    within = _in_second(corners, info, shape, corner_nm)
+    corners, frame = corners[within], frame[within]
+    boxes = np.stack([cut(photons[:, c], frame, corners, side) for c in range(info.channels)], axis=1)
     table = estimate_boxes(boxes, corners, model, frame=frame)
     away = table[["x_nm", "y_nm"]].to_numpy() - (corners[:, ::-1] + side / 2) * pixel
     farthest = options.wander * float(info.ranges.get("wander_px", 1.0)) * pixel
@@ -181,16 +208,34 @@ def _find(
     return found
 
 
-def _check(counts: NDArray[np.generic], camera: Camera, side: int) -> None:
+def _in_second(
+    corners: NDArray[np.intp], info: ModelInfo, shape: tuple[int, int], corner_nm: tuple[float, float]
+) -> NDArray[np.bool_]:
+    """(N,) whether all of a box is seen by the second channel; of one channel every box is."""
+    known, side = info.calibration, info.box_px
+    within = np.ones(len(corners), np.bool_)
+    if not isinstance(known, PairCalibration):
+        return within
+    transform, (pixel1, pixel2) = known.transform.between(corner_nm), known.pixels_nm
+    size = np.array(shape[::-1]) * pixel2
+    for end in ((0, 0), (0, side), (side, 0), (side, side)):
+        there = transform.apply((corners + end)[:, ::-1] * pixel1)
+        # As precise as a thousandth of a pixel, so that channels that lie on each other lose nothing.
+        within &= ((there > -_EDGE * pixel2) & (there < size + _EDGE * pixel2)).all(axis=1)
+    return within
+
+
+def _check(counts: NDArray[np.generic], model: Model, camera: Cameras) -> None:
     """Refuse what would fail in every frame."""
-    if counts.ndim != 4 or counts.shape[1] != 1:
+    channels, side = model.info.channels, model.info.box_px
+    if counts.ndim != 4 or counts.shape[1] != channels:
         raise InputRejected(
-            f"the model takes one channel, the frames have the shape {counts.shape[1:]} (channel, row, column). "
-            "Give one channel."
+            f"the model takes {channels} channel(s), the frames have the shape {counts.shape[1:]} (channel, row, "
+            "column). Give the right channels."
         )
     if min(counts.shape[2:]) < side:
         raise InputRejected(
             f"the frames of {counts.shape[3]} x {counts.shape[2]} px are smaller than the model's box of {side} "
             "px. Give larger frames."
         )
-    camera.to_photons(counts[:0, 0])
+    check_channels(counts, model, camera)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,14 +14,14 @@ from smlm_bridge.calibration import Calibration
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.evaluate import evaluate
 from smlm_bridge.model import Run
-from smlm_bridge.networks.backbones import make_backbone
+from smlm_bridge.networks.backbones import Encoding, make_backbone
 from smlm_bridge.networks.decode import decode
 from smlm_bridge.networks.dense import DenseLocalizer, DenseScaling, Targets, stabilise
 from smlm_bridge.psf.protocol import PSF
 from smlm_bridge.psf.pupil_psf import PupilPSF
 from smlm_bridge.psf.spline import SplinePSF
 from smlm_bridge.simulate.blinking import draw_blinking
-from smlm_bridge.simulate.render import in_label_set, record, render
+from smlm_bridge.simulate.render import in_label_set
 from smlm_bridge.simulate.scene import Ranges, Scene, draw
 from smlm_bridge.training import LoopOptions, NetworkT, Progress, Start, Training, train
 
@@ -75,22 +75,23 @@ class TrainOptions(FieldOptions):
     dilations
         Of the context module's blocks.
     encoders
-        ``"none"``: the frames enter the backbone together; ``"shared"``: each goes through one and the same
-        encoder first, a backbone of the same kind, and the backbone joins their features (as DECODE does).
+        ``"none"``: the images (frames, channels) enter the backbone together; ``"shared"``: each goes through one
+        and the same encoder first, a backbone of the same kind, and the backbone joins their features (as DECODE
+        does); ``"separate"``: likewise, with an encoder for each channel.
     """
 
     backbone: Literal["unet", "context"] = "unet"
     widths: tuple[int, ...] = (32, 64, 128)
     bottom_dilations: tuple[int, ...] = (1, 2)
     dilations: tuple[int, ...] = (1, 1, 2, 4, 8, 16)
-    encoders: Literal["none", "shared"] = "none"
+    encoders: Encoding = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.backbone not in ("unet", "context") or self.encoders not in ("none", "shared"):
+        if self.backbone not in ("unet", "context") or self.encoders not in get_args(Encoding):
             raise InputRejected(
-                f"backbone '{self.backbone}', encoders '{self.encoders}': give unet or context, and none or "
-                "shared."
+                f"backbone '{self.backbone}', encoders '{self.encoders}': give unet or context, and none, shared "
+                "or separate."
             )
         if not self.widths or not self.dilations or min((*self.widths, *self.dilations, 1)) < 1:
             raise InputRejected(
@@ -135,11 +136,20 @@ class FieldTraining(Training[NetworkT, FieldOptionsT, Ranges]):
     """
 
     def draw_batch(self) -> tuple[Tensor, Targets]:
-        """Simulated frames in photo-electrons (B, frames, H, W) and what to find in the middle one."""
+        """Simulated frames in photo-electrons (B, frames x channels, H, W) and what to find in the middle one."""
         options = self.options
         scene = self.drawn(options.batch, (options.patch_px, options.patch_px), self.generator)
-        photons = self._photons(scene).view(options.batch, options.frames, *scene.background.shape[1:])
-        return photons, self.asked(scene)
+        return self.recorded(scene, self.generator), self.asked(scene)
+
+    def recorded(self, scene: Scene, generator: torch.Generator) -> Tensor:
+        """(B, frames x channels, H, W) photo-electrons of a scene of samples: frame by frame, its channels."""
+        photons = self.instrument.photons(scene, generator, sequence=self.options.frames)
+        return photons.reshape(-1, self.inputs, *photons.shape[2:])
+
+    @property
+    def inputs(self) -> int:
+        """Images that the network sees at once: the channels of its frames."""
+        return self.options.frames * self.channels
 
     def drawn(self, samples: int, shape: tuple[int, int], generator: torch.Generator) -> Scene:
         """A scene whose frames are those of each sample, one sample after the other."""
@@ -159,17 +169,18 @@ class FieldTraining(Training[NetworkT, FieldOptionsT, Ranges]):
         background = scene.background[self.options.context_frames :: frames]
         return Targets(asked.frame[middle] // frames, asked.xyz_nm[middle], asked.photons[middle], background)
 
-    def _psf(self) -> PSF:
-        return training_psf(self.calibration, self.ranges, reach_px=self.options.reach_px, device=self.device)
+    def _psf(self, channel: Calibration) -> PSF:
+        return training_psf(channel, self.ranges, reach_px=self.options.reach_px, device=self.device)
 
     def _statistics(self) -> InputStatistics:
         """Of a few simulated frames; the generator is as it was."""
         state = self.generator.get_state()
         scene = self.drawn(_SCALING_FRAMES, (self.options.patch_px, self.options.patch_px), self.generator)
-        frames = stabilise(self._photons(scene), self._read_variance())
+        noise = self.instrument.read_variance
+        frames = stabilise(self.recorded(scene, self.generator), noise)
         self.generator.set_state(state)
         return InputStatistics(
-            read_variance=self._read_variance(),
+            read_variance=noise,
             input_shift=float(frames.mean()),
             input_scale=float(frames.std().clamp_min(1.0)),
             photons=float(scene.photons.log().mean().exp()) if scene.photons.numel() else 1000.0,
@@ -193,12 +204,13 @@ class Trainer(FieldTraining[DenseLocalizer, TrainOptions]):
     def _network(self, scaling: DenseScaling) -> DenseLocalizer:
         options = self.options
         backbone = make_backbone(
-            options.frames,
+            self.inputs,
             kind=options.backbone,
             widths=options.widths,
             bottom_dilations=options.bottom_dilations,
             dilations=options.dilations,
-            shared_encoder=options.encoders == "shared",
+            encoders=options.encoders,
+            channels=self.channels,
         )
         return DenseLocalizer(backbone, scaling)
 
@@ -246,14 +258,13 @@ class HeldOut:
 
 def held_out_frames(trainer: FieldTraining[Any, Any], *, frames: int, side_px: int) -> HeldOut:
     """Frames drawn from the training ranges with another seed, always the same ones."""
-    known, seed = trainer.calibration, trainer.options.seed + 1
+    seed = trainer.options.seed + 1
     generator = torch.Generator(trainer.device).manual_seed(seed)
     scene = trainer.drawn(frames, (side_px, side_px), generator)
-    counts = record(scene, render(scene, trainer.psf), known.camera, generator).cpu().numpy()
+    photons = trainer.recorded(scene, generator).cpu().numpy()
     asked = trainer.asked(scene)
     truth = pd.DataFrame(asked.xyz_nm.double().cpu().numpy(), columns=["x_nm", "y_nm", "z_nm"])
     truth["frame"] = asked.image.cpu().numpy()
-    photons = known.camera.to_photons(counts).reshape(frames, trainer.options.frames, side_px, side_px)
     return HeldOut(photons, truth, seed)
 
 

@@ -77,7 +77,7 @@ class VolumeTrainer(FieldTraining[VolumeLocalizer, VolumeOptions]):
         low, high = self.ranges.z_nm
         middle, half = (low + high) / 2, max(high - low, LEAST_Z_RANGE_NM) / 2
         grid = options.grid((middle - half, middle + half))
-        return VolumeLocalizer(options.frames, options.width, options.dilations, grid, scaling)
+        return VolumeLocalizer(self.inputs, options.width, options.dilations, grid, scaling)
 
     def _scaling(self) -> VolumeScaling:
         found = self._statistics()

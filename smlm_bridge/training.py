@@ -7,18 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from smlm_bridge.calibration import Calibration
-from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected, SmlmError
 from smlm_bridge.networks.trainable import Trainable
+from smlm_bridge.pair import AnyCalibration
 from smlm_bridge.psf.protocol import PSF
 from smlm_bridge.ranks import Ranks
-from smlm_bridge.simulate.render import record, render
-from smlm_bridge.simulate.scene import Ranges, Scene
+from smlm_bridge.simulate.instrument import Instrument
+from smlm_bridge.simulate.scene import Ranges
 
 NetworkT = TypeVar("NetworkT", bound=Trainable)
 OptionsT = TypeVar("OptionsT", bound="LoopOptions")
@@ -105,7 +104,7 @@ class Training(ABC, Generic[NetworkT, OptionsT, RangesT]):
 
     def __init__(
         self,
-        calibration: Calibration,
+        calibration: AnyCalibration,
         ranges: RangesT,
         options: OptionsT,
         *,
@@ -120,7 +119,8 @@ class Training(ABC, Generic[NetworkT, OptionsT, RangesT]):
         self.calibration, self.ranges, self.options = calibration, ranges, options
         self.device, self.ranks = torch.device(device), ranks
         self.generator = torch.Generator(self.device).manual_seed(options.seed)
-        self.psf = self._psf()
+        psfs = tuple(self._psf(channel) for channel in calibration.channels)
+        self.instrument = Instrument(calibration, psfs, ranges)
         scaling = self._scaling()
         if start is not None:
             scaling = replace(scaling, **_kept_scaling(scaling, start.scaling))
@@ -129,7 +129,8 @@ class Training(ABC, Generic[NetworkT, OptionsT, RangesT]):
             network = self._network(scaling)
         if start is not None:
             _take_over(network, start.weights)
-        network.backbone.requires_grad_(not options.freeze_backbone)
+        if options.freeze_backbone:
+            network.freeze()
         self.network: NetworkT = network.to(self.device)
         self.network.to(memory_format=torch.channels_last)
         learning = [value for value in self.network.parameters() if value.requires_grad]
@@ -144,13 +145,23 @@ class Training(ABC, Generic[NetworkT, OptionsT, RangesT]):
         """Simulated images in photo-electrons (B, C, H, W), and what the network's loss compares with."""
 
     @abstractmethod
-    def _psf(self) -> PSF: ...
+    def _psf(self, channel: Calibration) -> PSF: ...
 
     @abstractmethod
     def _scaling(self) -> Any: ...
 
     @abstractmethod
     def _network(self, scaling: Any) -> NetworkT: ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of the calibration."""
+        return len(self.calibration.channels)
+
+    @property
+    def psf(self) -> PSF:
+        """That of the first channel, as the images are drawn with."""
+        return self.instrument.psfs[0]
 
     @property
     def fraction(self) -> float:
@@ -242,47 +253,6 @@ class Training(ABC, Generic[NetworkT, OptionsT, RangesT]):
         """Gradients, and the running means of batch norm."""
         gradients = [value.grad for value in self.network.parameters() if value.grad is not None]
         return [*gradients, *(value for value in self.network.buffers() if value.is_floating_point())]
-
-    def _photons(self, scene: Scene) -> Tensor:
-        """(T, 1, H, W) recorded photo-electrons of a scene, by a part of the camera drawn at random."""
-        shape = (scene.background.shape[1], scene.background.shape[2])
-        camera = part_of_camera(self.calibration.camera, shape, self.generator)
-        counts = record(scene, render(scene, self.psf), camera, self.generator)
-        offset, gain = (
-            torch.as_tensor(v, dtype=counts.dtype, device=counts.device)
-            for v in (camera.offset, camera.e_per_adu)
-        )
-        return ((counts - offset) * (gain / camera.em_gain))[:, None]
-
-    def _read_variance(self) -> float:
-        """Typical variance of the read noise, photo-electrons squared."""
-        camera = self.calibration.camera
-        read = float(np.mean(camera.read_noise_e)) / camera.em_gain
-        return read**2 + (sum(self.ranges.read_noise_e) / 2) ** 2
-
-
-def part_of_camera(camera: Camera, shape: tuple[int, int], generator: torch.Generator) -> Camera:
-    """A camera for a window of rows and columns ``shape``: of maps a part drawn at random.
-
-    Raises
-    ------
-    InputRejected
-        If a map is smaller than the window.
-    """
-    maps = [v for v in (camera.offset, camera.e_per_adu, camera.read_noise_e) if isinstance(v, np.ndarray)]
-    if not maps:
-        return camera
-    least = np.min([value.shape for value in maps], axis=0)
-    if least[0] < shape[0] or least[1] < shape[1]:
-        raise InputRejected(
-            f"the camera's maps of {least[1]} x {least[0]} pixels are smaller than a training patch of "
-            f"{shape[1]} x {shape[0]} pixels. Give maps of the whole chip, numbers, or a smaller patch."
-        )
-    y0, x0 = (
-        int(torch.randint(int(n) - side + 1, (), generator=generator, device=generator.device))
-        for n, side in zip(least, shape, strict=True)
-    )
-    return camera.crop(y0, x0, *shape)
 
 
 def _kept_scaling(own: Any, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -20,6 +20,9 @@ _FARTHEST_NM = 1e8  # a decimetre: no camera is wider
 _STRETCH = (0.25, 4.0)  # change of an area: channels of one microscope have about one magnification
 _STEPS = 50
 _TOLERANCE_NM = 1e-6
+_STRIP_PX = 65_536  # resampled at once: bounds the memory
+_STILL_PX = 1e-3
+_GRID = 9
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,12 @@ class Transform:
         return cls.affine(np.eye(2), (0.0, 0.0))
 
     @property
+    def is_identity(self) -> bool:
+        """Whether every position stays the very same, as ``identity`` leaves it; polynomials never say so."""
+        here = np.array([[0.0, 0.0], [1e5, 0.0], [0.0, 1e5]])
+        return self.degree == 1 and bool(np.abs(self.apply(here) - here).max() < _TOLERANCE_NM)
+
+    @property
     def degree(self) -> int:
         """Of the polynomials; 0 where the number of coefficients fits none."""
         counts = {_terms(degree): degree for degree in range(1, MAX_DEGREE + 1)}
@@ -115,6 +124,12 @@ class Transform:
         coefficients[0] -= corner
         x, y = (float(value) for value in np.asarray(self.centre_nm) - corner)
         return replace(self, coefficients=coefficients, centre_nm=(x, y))
+
+    def moved(self, shift_nm: tuple[float, float]) -> "Transform":
+        """The same, and then a shift (x, y) in channel 2."""
+        coefficients = self.coefficients.copy()
+        coefficients[0] += np.asarray(shift_nm, dtype=np.float64)
+        return replace(self, coefficients=coefficients)
 
     def slopes(self, xy_nm: ArrayLike) -> FloatArray:
         """(N, 2, 2) derivatives at positions (N, 2) of channel 1: rows by coordinate, columns by x and y."""
@@ -203,6 +218,80 @@ class Transform:
 
 _KEYS: Final = ("kind", "centre_nm", "scale_nm", "coefficients", "provenance")
 _FIXED: Final = {"format": FORMAT, "version": VERSION, "unit": "nm", "maps": "channel 1 to channel 2"}
+
+
+@dataclass(frozen=True, eq=False)
+class Resampling:
+    """Brings images of channel 2 onto the pixels of channel 1, by cubic convolution (Keys 1981).
+
+    Beyond the edge of channel 2 its outermost pixels go on, as if there was nothing but background.
+
+    Parameters
+    ----------
+    transform
+        Takes positions in an image of channel 1 to positions in the image of channel 2, nm from the corners.
+    pixel_nm
+        Of channel 1 and of channel 2.
+    shape, source
+        Rows and columns of the images of channel 1, and of those of channel 2.
+    """
+
+    transform: Transform
+    pixel_nm: tuple[float, float]
+    shape: tuple[int, int]
+    source: tuple[int, int]
+
+    @property
+    def moves_nothing(self) -> bool:
+        """Whether every pixel stays where it is, to a thousandth."""
+        if self.shape != self.source:
+            return False
+        axes = [np.linspace(0.0, length, _GRID) for length in self.shape]
+        row, column = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
+        here = np.stack([column, row], axis=1)
+        there = self.transform.apply(here * self.pixel_nm[0]) / self.pixel_nm[1]
+        return bool(np.abs(there - here).max() < _STILL_PX)
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Images (..., h, w) of channel 2 as (..., H, W) on the pixels of channel 1."""
+        if self.moves_nothing:
+            return images
+        flat = images.reshape(*images.shape[:-2], -1)
+        strips = [
+            sum(flat[..., i] * w for i, w in zip(index, weight, strict=True))
+            for index, weight in self.strips()
+        ]
+        return np.concatenate(strips, axis=-1).reshape(*images.shape[:-2], *self.shape)
+
+    def strips(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Strip by strip of rows: (16, n) pixels of channel 2, row by row, and their weights in the n pixels."""
+        height, width = self.shape
+        rows = max(1, _STRIP_PX // width)
+        for first in range(0, height, rows):
+            row, column = np.indices((min(rows, height - first), width), dtype=np.float64).reshape(2, -1)
+            here = (np.stack([column, row + first], axis=1) + 0.5) * self.pixel_nm[0]
+            there = self.transform.apply(here) / self.pixel_nm[1] - 0.5
+            (column_of, by_x), (row_of, by_y) = (
+                _cubic(there[:, axis], self.source[1 - axis]) for axis in (0, 1)
+            )
+            index = row_of[:, None] * self.source[1] + column_of
+            weight = by_y[:, None] * by_x
+            yield index.reshape(16, -1), weight.reshape(16, -1).astype(np.float32)
+
+
+def _cubic(position: FloatArray, length: int) -> tuple[NDArray[np.int64], FloatArray]:
+    """(4, N) samples around positions (N,) within 0 to ``length`` - 1, and their weights (Keys 1981, eq. 15)."""
+    position = np.clip(position, 0.0, length - 1.0)
+    first = np.floor(position + _STILL_PX * _STILL_PX)  # of what rounding leaves below a whole number
+    t = np.maximum(position - first, 0.0)
+    weights = (
+        ((2.0 - t) * t - 1.0) * t / 2,
+        ((3.0 * t - 5.0) * t * t + 2.0) / 2,
+        ((4.0 - 3.0 * t) * t + 1.0) * t / 2,
+        (t - 1.0) * t * t / 2,
+    )
+    index = first.astype(np.int64) + np.arange(-1, 3)[:, None]
+    return np.clip(index, 0, length - 1), np.stack(weights)
 
 
 def _checked(content: Any) -> dict[str, Any]:

@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from smlm_bridge.camera import Camera
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.frames import Work
-from smlm_bridge.localize import LocalizeOptions, Span, check_channels, photons_of, spans
-from smlm_bridge.model import Model, Run
+from smlm_bridge.localize import LocalizeOptions, Span, spans
+from smlm_bridge.model import Cameras, Model, Run, check_channels, photons_of, seen_by_all
 from smlm_bridge.networks.decode_volume import decode_volume
 from smlm_bridge.networks.volume_grid import VolumeGrid
 
@@ -24,8 +23,9 @@ _LEAST_TILE_PX: Final = 8
 def volume_work(
     model: Model,
     *,
-    camera: Camera | None = None,
+    camera: Cameras = None,
     options: LocalizeOptions = LocalizeOptions(),  # noqa: B008 - frozen
+    corner_nm: tuple[float, float] = (0.0, 0.0),
 ) -> Work:
     """What is done with the frames of a movie to localize its emitters with a network of volumes.
 
@@ -35,11 +35,13 @@ def volume_work(
     Parameters
     ----------
     model
-        Of the system ``volume``; its calibration knows the camera unless ``camera`` is given.
+        Of the system ``volume``; its calibration knows the cameras unless ``camera`` is given.
     camera
-        Of the movie's region.
+        Of the movie's region, or those of two channels.
     options
         ``threshold`` is the least value of a peak as a share of the highest.
+    corner_nm
+        As ``localize.localize_work`` takes it.
 
     Raises
     ------
@@ -52,19 +54,19 @@ def volume_work(
             "localize.localize_work."
         )
     grid, stages = model.info.volume, model.stages
-    known = camera if camera is not None else model.info.calibration.camera
 
     def find(counts: NDArray[np.generic]) -> pd.DataFrame:
-        photons = photons_of(counts, model, known)
+        photons = photons_of(counts, model, camera, corner_nm=corner_nm)
         tables = [_one_frame(frame[None], model, grid, stages, options) for frame in photons]
         frame = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-        return _table(pd.concat(tables, ignore_index=True).assign(frame=frame))
+        table = _table(pd.concat(tables, ignore_index=True).assign(frame=frame))
+        return seen_by_all(table, model, photons.shape[2:], corner_nm=corner_nm)
 
     nothing = decode_volume(np.zeros((1, 1, 1), np.float32), grid, pixel_nm=1.0, threshold=0.5)
     return Work(
         find=find,
         empty=_table(pd.DataFrame({**nothing, "frame": np.zeros(0, np.int64)})),
-        check=lambda counts: check_channels(counts, model, known),
+        check=lambda counts: check_channels(counts, model, camera),
         pixel_nm=model.info.calibration.optics.pixel_nm,
         block_pixels=options.block_pixels,
         context=model.info.context_frames,

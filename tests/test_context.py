@@ -17,7 +17,7 @@ from smlm_bridge.io.model import load_model, save_model  # noqa: E402
 from smlm_bridge.io.thunderstorm import read_table  # noqa: E402
 from smlm_bridge.localize import localize_work  # noqa: E402
 from smlm_bridge.model import ModelInfo  # noqa: E402
-from smlm_bridge.networks.backbones import make_backbone  # noqa: E402
+from smlm_bridge.networks.backbones import Encoding, make_backbone  # noqa: E402
 from smlm_bridge.networks.context import DilatedContext  # noqa: E402
 from smlm_bridge.networks.export import to_onnx  # noqa: E402
 from smlm_bridge.simulate.background import BackgroundRanges  # noqa: E402
@@ -109,11 +109,11 @@ def test_the_middle_frame_is_asked_for(gaussian_calibration: Calibration) -> Non
 
 
 @pytest.mark.parametrize("kind", ["unet", "context"])
-@pytest.mark.parametrize("shared", [False, True])
-def test_no_feature_depends_on_pixels_beyond_the_reach(kind: str, shared: bool) -> None:
+@pytest.mark.parametrize("encoders", ["none", "shared", "separate"])
+def test_no_feature_depends_on_pixels_beyond_the_reach(kind: str, encoders: Encoding) -> None:
     torch.manual_seed(1)
     backbone = make_backbone(
-        3, kind=kind, widths=(4, 6), bottom_dilations=(1,), dilations=(1, 2), shared_encoder=shared
+        3, kind=kind, widths=(4, 6), bottom_dilations=(1,), dilations=(1, 2), encoders=encoders, channels=3
     ).eval()
     step = backbone.size_step
     side = -(-(2 * backbone.reach + 4 * step) // step) * step
@@ -129,7 +129,7 @@ def test_no_feature_depends_on_pixels_beyond_the_reach(kind: str, shared: bool) 
 
 def test_a_shared_encoder_treats_frames_alike() -> None:
     torch.manual_seed(1)
-    backbone = make_backbone(3, kind="context", widths=(4,), dilations=(1,), shared_encoder=True).eval()
+    backbone = make_backbone(3, kind="context", widths=(4,), dilations=(1,), encoders="shared").eval()
     assert isinstance(backbone.encoder, DilatedContext)
     count = sum(p.numel() for p in backbone.encoder.parameters())
     alone = make_backbone(1, kind="context", widths=(4,), dilations=(1,))
@@ -168,7 +168,7 @@ def test_a_trained_network_of_three_frames_localizes(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"context_frames": 2}, {"backbone": "tree"}, {"encoders": "separate"}, {"dilations": ()}]
+    "wrong", [{"context_frames": 2}, {"backbone": "tree"}, {"encoders": "several"}, {"dilations": ()}]
 )
 def test_options_name_what_is_wrong(wrong) -> None:
     with pytest.raises(InputRejected):

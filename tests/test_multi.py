@@ -118,7 +118,7 @@ def test_two_overlapping_emitters_are_fitted_at_their_bound(stamps, case: str) -
     errors, scores = [], []
     for seed in range(60):
         data = frame_of(stamps, truth, photons, shape, seed, blur_nm)
-        box = Box(data, np.zeros_like(data), np.zeros_like(data), (0, 0))
+        box = Box(data, np.zeros_like(data), np.zeros_like(data), [(0, 0)])
         start = np.random.default_rng(seed).normal(truth, [40, 40, 60])
         found = GroupProblem(box, [stamps], prior, node_px=20.0).fit(
             Emitters(start, np.full(2, prior.blur_nm2[0]), np.ones((2, 1)))
@@ -137,7 +137,7 @@ def test_the_reported_uncertainty_of_one_emitter_is_the_bound(stamps) -> None:
     psf = calibration().psf(dtype=torch.float64)
     bound = crlb(psf, Camera(), xyz, torch.tensor(photons), torch.tensor([1.5 * BACKGROUND]), shape=shape)
     data = frame_of(stamps, truth, photons, shape, 3)
-    box = Box(data, np.zeros_like(data), np.zeros_like(data), (0, 0))
+    box = Box(data, np.zeros_like(data), np.zeros_like(data), [(0, 0)])
     found = GroupProblem(box, [stamps], Prior(Z), node_px=40.0).fit(
         Emitters(truth, np.zeros(1), np.ones((1, 1)))
     )

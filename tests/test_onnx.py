@@ -81,7 +81,7 @@ def metadata_with(info: ModelInfo, **changes: object) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
         ({"format": "theirs"}, "theirs"),
         ({"name": None}, "damaged"),
         ({"channels": None}, "damaged"),

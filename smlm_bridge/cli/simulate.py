@@ -132,9 +132,11 @@ def command(
     from smlm_bridge.io.calibration import load_channels
     from smlm_bridge.io.images import write_stack
     from smlm_bridge.io.thunderstorm import write_table
+    from smlm_bridge.pair import with_cameras
 
     require("torch", extra="train")
-    known = _with_cameras(load_channels(calibration), setup)
+    known = load_channels(calibration)
+    known = with_cameras(known, [setup(c.camera).camera or c.camera for c in known.channels])
     if len(known.channels) == 1 and (channel2 or split):
         raise UsageError("--channel2 and --split are for the calibration of two channels (see join).")
     for channel in known.channels:
@@ -171,18 +173,6 @@ def _ranges(
     return replace(ranges, density_um2=density_um2) if density_um2 else ranges
 
 
-def _with_cameras(
-    known: "Calibration | PairCalibration", setup: SetupReader
-) -> "Calibration | PairCalibration":
-    """The calibration with the camera that options say."""
-    from smlm_bridge.pair import PairCalibration
-
-    first, *second = (
-        replace(channel, camera=setup(channel.camera).camera or channel.camera) for channel in known.channels
-    )
-    return replace(known, first=first, second=second[0]) if isinstance(known, PairCalibration) else first
-
-
 def _files(
     counts: "NDArray[np.uint16]", output: Path, channel2: Path | None, split: str | None
 ) -> "list[tuple[Path, NDArray[np.uint16], str]]":
@@ -208,6 +198,7 @@ def _simulate(
     import pandas as pd
     import torch
 
+    from smlm_bridge.simulate.channels import views
     from smlm_bridge.simulate.render import in_label_set, record, render
 
     generator = torch.Generator(run.device).manual_seed(run.seed)
@@ -220,7 +211,7 @@ def _simulate(
         for start in range(0, plan.frames, FRAMES_AT_ONCE):
             stop = min(start + FRAMES_AT_ONCE, plan.frames)
             scene = scene_of(start, stop)
-            seen = _seen(scene, known, ranges, generator)
+            seen = views(scene, known, ranges, generator)
             for number, (view, psf, channel) in enumerate(zip(seen, psfs, known.channels, strict=True)):
                 recorded = record(view, render(view, psf), channel.camera, generator)
                 if (brightest := float(recorded.max())) > LARGEST_COUNT:
@@ -248,21 +239,6 @@ def _scenes(
     return lambda start, stop: draw(
         ranges, generator, frames=stop - start, emitters=plan.emitters, **settings
     )
-
-
-def _seen(
-    scene: "Scene", known: "Calibration | PairCalibration", ranges: "Ranges", generator: "torch.Generator"
-) -> "tuple[Scene, ...]":
-    """The scene as each channel sees it."""
-    from smlm_bridge.pair import PairCalibration
-    from smlm_bridge.simulate.background import draw_background
-    from smlm_bridge.simulate.channels import channel_scenes
-
-    if not isinstance(known, PairCalibration):
-        return (scene,)
-    frames, height, width = scene.background.shape
-    background = draw_background(ranges.background, generator, frames=frames, shape=(height, width))
-    return channel_scenes(scene, known, background, reach_nm=ranges.margin_nm)
 
 
 def _truth(scene: "Scene", *, pixel_nm: float, first_frame: int) -> "pd.DataFrame":

@@ -31,9 +31,9 @@ from smlm_bridge.errors import InputRejected, SmlmError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smlm_bridge.calibration import Calibration
     from smlm_bridge.model import Model, ModelInfo
     from smlm_bridge.model import Run as ModelRun
+    from smlm_bridge.pair import AnyCalibration
     from smlm_bridge.ranks import Ranks
     from smlm_bridge.training import Progress, RangesT, Start, Training
 
@@ -79,7 +79,9 @@ class _Files:
 @click.option(
     "--box", type=int, help="Side of the boxes of --system single, px, odd, 13 to 41; absent: by the PSF."
 )
-@file_option("--network", "Sizes of the network, TOML; absent: the defaults. Not with --system single.")
+@file_option(
+    "--network", "Sizes of the network and how it learns, TOML; absent: the defaults, or those of --from."
+)
 @file_option("--ranges", "What to draw the training frames from, TOML; absent: the defaults.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Time for training.")
 @click.option(
@@ -118,6 +120,9 @@ def command(
 ) -> Summary | None:
     """Train a network on frames simulated with the PSF and the camera of CAL.
 
+    CAL of two channels (see join) makes a network of both: photons of the ranges are those of both together, and
+    their part channel2 says what channel 2 has otherwise.
+
     Of --setup only [camera] is read. An interrupted training leaves its checkpoint and goes on with --resume.
     The scores are of fresh frames with known truth.
 
@@ -132,15 +137,16 @@ def command(
         raise InputRejected(f"a model file ends in .onnx, got {output}.")
     run.outputs(files.model, files.card)
     from smlm_bridge._optional import require
-    from smlm_bridge.io.calibration import load_calibration
+    from smlm_bridge.io.calibration import load_channels
 
     require("torch", extra="train")
     require("onnx", extra="train")
     from smlm_bridge.io.checkpoint import load_checkpoint
+    from smlm_bridge.pair import with_cameras
     from smlm_bridge.ranks import launched
 
-    known = load_calibration(calibration)
-    known = replace(known, camera=setup(known.camera).camera or known.camera)
+    known = load_channels(calibration)
+    known = with_cameras(known, [setup(c.camera).camera or c.camera for c in known.channels])
     state = load_checkpoint(files.checkpoint) if resume else None
     purpose = purpose or f"emitters imaged with the PSF of {Path(calibration).name}"
     with launched(run.device) as ranks:
@@ -149,18 +155,21 @@ def command(
             "seed": ranks.agreed(run.seed),
             "freeze_backbone": freeze is not None,
         }
+        begin: Start | None = None
+        recorded: Mapping[str, Any] = {}
         if state is not None:  # a resumed training goes on with what its options record
-            settings |= {key: state["options"].get(key, settings[key]) for key in ("seed", "freeze_backbone")}
-            box = state["options"].get("box_px", box)
-        begin = _state_start(state) if state is not None else None if start is None else _start(start)
+            begin, recorded = _state_start(state)
+            settings |= {key: recorded.get(key, settings[key]) for key in ("seed", "freeze_backbone")}
+        elif start is not None:
+            begin, recorded = _start(start)
         device = _own_gpu(run.device)
         trainer = _trainer(
             system,
             known,
             ranges,
             settings,
-            box=box,
-            sizes=_sizes(network, system, state),
+            box=recorded.get("box_px", box) if state is not None else box or recorded.get("box_px"),
+            sizes=_sizes(network, system, recorded, resumed=state is not None),
             device=device,
             start=begin,
             ranks=ranks,
@@ -186,7 +195,7 @@ def _own_gpu(device: str) -> str:
 
 def _trainer(
     system: str,
-    known: "Calibration",
+    known: "AnyCalibration",
     path: Path | None,
     settings: dict[str, Any],
     *,
@@ -197,54 +206,67 @@ def _trainer(
     ranks: "Ranks",
 ) -> "Training[Any, Any, Any]":
     """The training of a system with the ranges of a TOML file."""
-    if system != "single":
-        from smlm_bridge.simulate.scene import Ranges
-        from smlm_bridge.train import Trainer, TrainOptions
-        from smlm_bridge.train_volume import VolumeOptions, VolumeTrainer
+    from smlm_bridge.simulate.scene import Ranges
+    from smlm_bridge.simulate.single import SingleRanges
+    from smlm_bridge.train import Trainer, TrainOptions
+    from smlm_bridge.train_single import ADAPTING, SingleOptions, SingleTrainer
+    from smlm_bridge.train_volume import VolumeOptions, VolumeTrainer
 
-        if box is not None:
-            raise UsageError(f"--box goes with --system single; the system {system} takes whole frames.")
-        dense = _ranges(path, known, Ranges)
-        kinds: dict[str, tuple[Any, Any]] = {
-            "dense": (TrainOptions, Trainer),
-            "volume": (VolumeOptions, VolumeTrainer),
-        }
-        wanted, trainer = kinds[system]
-        try:
-            options = wanted(**settings, **sizes)
-        except (TypeError, ValueError) as error:
-            raise InputRejected(f"the network has a size of the wrong kind: {error}.") from error
-        made: Training[Any, Any, Any]
-        made = trainer(known, dense, options, device=device, start=start, ranks=ranks)
-        return made
+    if system != "single" and box is not None:
+        raise UsageError(f"--box goes with --system single; the system {system} takes whole frames.")
+    kinds: dict[str, tuple[Any, Any, Any]] = {
+        "dense": (Ranges, TrainOptions, Trainer),
+        "single": (SingleRanges, SingleOptions, SingleTrainer),
+        "volume": (Ranges, VolumeOptions, VolumeTrainer),
+    }
+    drawn, wanted, trainer = kinds[system]
+    if system == "single":
+        adapted = {} if start is None else ADAPTING
+        settings = {**adapted, **settings, "box_px": _box(known) if box is None else box}
+    try:
+        options = wanted(**{**settings, **sizes})
+    except (TypeError, ValueError) as error:
+        raise InputRejected(f"the network has a size of the wrong kind: {error}.") from error
+    made: Training[Any, Any, Any]
+    made = trainer(known, _ranges(path, known, drawn), options, device=device, start=start, ranks=ranks)
+    return made
+
+
+def _box(known: "AnyCalibration") -> int:
+    """Side of boxes that hold the PSF of every channel."""
     from smlm_bridge.fit.work import box_px
     from smlm_bridge.networks.single import LARGEST_BOX_PX, SMALLEST_BOX_PX
-    from smlm_bridge.simulate.single import SingleRanges
-    from smlm_bridge.train_single import SingleOptions, SingleTrainer
 
-    side = min(max(box_px(known), SMALLEST_BOX_PX), LARGEST_BOX_PX) if box is None else box
-    single = _ranges(path, known, SingleRanges)
-    boxes = SingleOptions(**settings, box_px=side)
-    return SingleTrainer(known, single, boxes, device=device, start=start, ranks=ranks)
+    holding = max(box_px(channel) for channel in known.channels)
+    return min(max(holding, SMALLEST_BOX_PX), LARGEST_BOX_PX)
 
 
-def _sizes(network: Path | None, system: str, state: "Mapping[str, Any] | None") -> dict[str, Any]:
-    """The options of a network: those of the file, else those that a resumed training records."""
-    if system == "single":
-        if network is not None:
-            raise UsageError("--network goes with --system dense or volume; --box sizes a network of boxes.")
-        return {}
-    from smlm_bridge.cli.network_sizes import HOW_TO_LEARN, read_sizes
+def _sizes(
+    network: Path | None, system: str, recorded: "Mapping[str, Any]", *, resumed: bool
+) -> dict[str, Any]:
+    """The options of a network: those of the file, else those that the training recorded which it goes on from.
+
+    Of another model only the shape is taken over, of a resumed training also how it learns.
+    """
+    from smlm_bridge.cli.network_sizes import HOW_TO_LEARN, HOW_TO_LEARN_BOXES, read_sizes
     from smlm_bridge.train import Trainer
+    from smlm_bridge.train_single import SingleTrainer
     from smlm_bridge.train_volume import VolumeTrainer
 
-    allowed = (*(Trainer if system == "dense" else VolumeTrainer).shape_options, *HOW_TO_LEARN)
-    kept = {} if state is None else {name: v for name, v in state["options"].items() if name in allowed}
+    trainers: dict[str, type[Training[Any, Any, Any]]] = {
+        "dense": Trainer,
+        "single": SingleTrainer,
+        "volume": VolumeTrainer,
+    }
+    shape = tuple(name for name in trainers[system].shape_options if name != "box_px")
+    allowed = (*shape, *(HOW_TO_LEARN_BOXES if system == "single" else HOW_TO_LEARN))
+    kept = {name: recorded[name] for name in (allowed if resumed else shape) if name in recorded}
+    kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     return {**kept, **read_sizes(network, allowed)}
 
 
-def _start(start: str) -> "Start":
-    """Weights and scaling of a model file, a shipped model or a checkpoint."""
+def _start(start: str) -> "tuple[Start, Mapping[str, Any]]":
+    """Weights and scaling of a model file, a shipped model or a checkpoint, and the options of its training."""
     from smlm_bridge.training import Start
 
     if Path(start).suffix == CHECKPOINT:
@@ -256,17 +278,18 @@ def _start(start: str) -> "Start":
 
     data = find_model(start).read_bytes()
     # Files of earlier versions record no scaling; that of the input is in their graph.
-    scaling = {**input_scaling_of(data), **load_model(start).info.training.get("scaling", {})}
-    return Start(weights_of(data), scaling)
+    training = load_model(start).info.training
+    scaling = {**input_scaling_of(data), **training.get("scaling", {})}
+    return Start(weights_of(data), scaling), training.get("options", {})
 
 
-def _state_start(state: "Mapping[str, Any]") -> "Start":
+def _state_start(state: "Mapping[str, Any]") -> "tuple[Start, Mapping[str, Any]]":
     from smlm_bridge.training import Start
 
-    return Start(state["network"], state["scaling"])
+    return Start(state["network"], state["scaling"]), state["options"]
 
 
-def _ranges(path: Path | None, known: "Calibration", kind: "type[RangesT]") -> "RangesT":
+def _ranges(path: Path | None, known: "AnyCalibration", kind: "type[RangesT]") -> "RangesT":
     """The ranges of a TOML file; heights that it does not name are the calibration's."""
     try:
         given = {} if path is None else tomllib.loads(path.read_bytes().decode("utf-8-sig"))
@@ -408,7 +431,7 @@ def _finish(
         purpose=purpose,
         calibration=trainer.calibration,
         ranges=trainer.ranges.to_json(),
-        channels=1,
+        channels=trainer.channels,
         size_step=1 if box else network.size_step,
         reach_px=0 if box else network.reach,
         box_px=box,
@@ -467,17 +490,20 @@ def _single_card(run: Run, trainer: "Training[Any, Any, Any]", model: "ModelRun"
     )
     return "\n" + single_sections(
         compared(trainer, model),
-        boxes_per_second=boxes_per_cpu_second(model, options.box_px),
+        boxes_per_second=boxes_per_cpu_second(model, options.box_px, channels=trainer.channels),
         threads=run.threads or os.cpu_count() or 1,
         command=command,
     )
 
 
 def _training_space(model: "Model", progress: "Progress") -> dict[str, Any]:
-    """What ``coverage`` compares with; of short trainings nothing, it is then drawn when it is asked for."""
+    """What ``coverage`` compares with; of short trainings nothing, it is then drawn when it is asked for.
+
+    Of two channels nothing either: the check is of one.
+    """
     from smlm_bridge.coverage import reference_of
 
-    if progress.seconds < SECONDS_WORTH_DESCRIBING:
+    if progress.seconds < SECONDS_WORTH_DESCRIBING or model.info.channels > 1:
         return {}
     try:
         return reference_of(model, boxes=BOXES_DESCRIBED).to_json()
@@ -489,7 +515,7 @@ def _training_space(model: "Model", progress: "Progress") -> dict[str, Any]:
 def _card(info: "ModelInfo") -> str:
     """The model's card: what it is for, what it was trained on, what it scores."""
     parts = {
-        "Optics": asdict(info.calibration.optics),
+        **_optics(info),
         "Training ranges (nm, photo-electrons)": info.ranges,
         "Training": info.training,
         "Scores on simulated frames from these ranges": info.scores,
@@ -501,3 +527,15 @@ def _card(info: "ModelInfo") -> str:
         rows = "\n".join(f"| {key} | {json.dumps(value)} |" for key, value in values.items())
         text += f"\n## {title}\n\n| | |\n|---|---|\n{rows}\n"
     return text + f"\n## Use\n\n    smlm-bridge localize FRAMES -o table.csv --model {info.name}.onnx\n"
+
+
+def _optics(info: "ModelInfo") -> dict[str, Any]:
+    """The part of the card about the microscope; of a pair about both channels and how they lie on each other."""
+    from smlm_bridge.pair import PairCalibration
+
+    known = info.calibration
+    if not isinstance(known, PairCalibration):
+        return {"Optics": asdict(known.optics)}
+    optics = {f"Optics of channel {n}": asdict(c.optics) for n, c in enumerate(known.channels, 1)}
+    between = {"photon_ratio": known.photon_ratio, "transform": json.loads(known.transform.to_json())}
+    return {**optics, "Channel 1 to channel 2": between}

@@ -103,13 +103,12 @@ class Recipe:
     def work(self) -> Work:
         """What is done with the frames."""
         tool = self.tool
-        camera = self.camera or tool.calibration.channels[0].camera
         if tool.model is not None and tool.model.info.box_px:
-            work = self._single_work(tool.model, camera)
+            work = self._single_work(tool.model)
         elif tool.model is not None:
             options = LocalizeOptions(threshold=self.threshold)
             made = localize_work if tool.model.info.volume is None else volume_work
-            work = made(tool.model, camera=camera, options=options)
+            work = made(tool.model, camera=self._cameras, options=options, corner_nm=self._corner_nm)
         elif self.refine:
             # A joint fit finds its own candidates with the PSF itself, whatever its shape.
             work = nothing_found(tool.calibration.channels[0].optics.pixel_nm)
@@ -125,14 +124,17 @@ class Recipe:
         require("torch", extra="train")
         from smlm_bridge.multi.work import refined
 
-        return refined(work, _refiner(self.model, self.calibration, self.threads, self.device), camera)
+        refiner = _refiner(self.model, self.calibration, self.threads, self.device, self._corner_nm)
+        cameras = self._cameras or tuple(channel.camera for channel in tool.calibration.channels)
+        return refined(work, refiner, cameras)
 
     @property
     def _cameras(self) -> Camera | tuple[Camera, Camera] | None:
-        """Of the channels of a fit."""
-        if self.camera is None or len(self.tool.calibration.channels) == 1:
+        """Of the channels; those that are not given are the calibration's."""
+        channels = self.tool.calibration.channels
+        if self.camera is None or len(channels) == 1:
             return self.camera
-        return self.camera, self.camera2 or self.camera
+        return self.camera, self.camera2 or channels[1].camera
 
     @property
     def _corner_nm(self) -> tuple[float, float]:
@@ -141,7 +143,7 @@ class Recipe:
         pixel_nm = self.tool.calibration.channels[0].optics.pixel_nm
         return x * pixel_nm, y * pixel_nm
 
-    def _single_work(self, network: Model, camera: Camera) -> Work:
+    def _single_work(self, network: Model) -> Work:
         """Of a network of single emitters: detect, cut boxes, infer."""
         if self.threshold is not None:
             raise InputRejected(
@@ -149,7 +151,7 @@ class Recipe:
                 "--threshold. Leave it out."
             )
         found = SingleMovieOptions(detect=self.detect or DetectOptions(), finder=self.finder or detect_frames)
-        return single_work(network, camera=camera, options=found)
+        return single_work(network, camera=self._cameras, options=found, corner_nm=self._corner_nm)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that determines the table, for the manifest of its parts."""
@@ -209,7 +211,7 @@ def loaded_tool(model: str | None, calibration: str | None, threads: int | None,
         return Tool(Path(calibration).name, known, None, {})
     network = load_model(model, threads=threads, device=device)
     if known is not None:
-        if len(known.channels) != network.info.channels or isinstance(known, PairCalibration):
+        if len(known.channels) != network.info.channels:
             raise InputRejected(
                 f"{calibration} has {len(known.channels)} channel(s), the model {network.info.channels}. Give the "
                 "calibration of the same channels."
@@ -219,13 +221,17 @@ def loaded_tool(model: str | None, calibration: str | None, threads: int | None,
 
 
 @functools.lru_cache(maxsize=2)
-def _refiner(model: str | None, calibration: str | None, threads: int | None, device: str) -> "Refiner":
+def _refiner(
+    model: str | None,
+    calibration: str | None,
+    threads: int | None,
+    device: str,
+    corner_nm: tuple[float, float],
+) -> "Refiner":
     from smlm_bridge.multi.work import refiner_of
 
     tool = loaded_tool(model, calibration, threads, device)
-    if isinstance(tool.calibration, PairCalibration):
-        raise InputRejected("refining takes one channel; this calibration is a pair.")
-    return refiner_of(tool.calibration, ranges=tool.ranges)
+    return refiner_of(tool.calibration, ranges=tool.ranges, corner_nm=corner_nm)
 
 
 def nothing_found(pixel_nm: float) -> Work:

@@ -42,7 +42,12 @@ class Refiner:
         options = options or RefineOptions()
         self.stamps, self.prior, self.options = list(stamps), prior, options
         self.bank, self.local_bank = (  # for whole frames, and around one emitter
-            Bank(self.stamps, z_nm=prior.z_nm, step_nm=options.step_nm, blur_nm2=prior.blur_nm2[0])
+            Bank(
+                self.stamps,
+                z_nm=prior.z_nm,
+                step_nm=options.step_nm,
+                blur_nm2=[mean for mean, _ in prior.blurs],
+            )
             for _ in range(2)
         )
 
@@ -77,9 +82,9 @@ class _Frame:
         self.photons, self.read_variance = photons, read_variance
         channels, count = len(photons), len(start)
         self.emitters = Emitters(
-            start.astype(float), np.full(count, self.prior.blur_nm2[0]), np.full((count, channels), 1.0)
+            start.astype(float), self.prior.mean_blur_nm2(count), np.full((count, channels), 1.0)
         )
-        self.sigma = np.full((count, 4 + channels), np.inf)
+        self.sigma = np.full((count, 3 + len(self.prior.blurs) + channels), np.inf)
         self.origin = np.arange(count)
         self.images = np.zeros_like(photons)
         self.floor = np.zeros_like(photons)
@@ -183,30 +188,38 @@ class _Frame:
     def _proposed(self, going: list[int]) -> Emitters | None:
         """The best single emitter in place of some, from the matched filter around them."""
         old = self.emitters.take(np.asarray(going))
-        half = self.stamps[0].half_px * 3 // 2
+        half = max(part.half_px for part in self.stamps) * 3 // 2
         pixel = self.stamps[0].psf.pixel_nm
-        left, top = np.floor(old.xyz_nm[:, :2].mean(axis=0) / pixel).astype(int) - half
+        middle = old.xyz_nm[:, :2].mean(axis=0)
+        corners = [
+            np.floor(part.here(middle[None])[0] / part.psf.pixel_nm).astype(int) - half
+            for part in self.stamps
+        ]
         side = 2 * half + 1
         height, width = self.photons.shape[1:]
         residual = np.zeros((len(self.photons), side, side), np.float32)
         variance = np.full_like(residual, 1e12)  # nothing is known beyond the frame
-        rows, columns, own_rows, own_columns = windows(np.array([[left, top]]), side, (height, width))[0]
         images = self.images - self._light(old)
         shot = np.maximum(self.images + self.floor + self.read_variance, 1.0)
         shot = shot + (_GRAIN * self.error * images) ** 2
-        residual[:, own_rows, own_columns] = (self.photons - images - self.floor)[:, rows, columns]
-        variance[:, own_rows, own_columns] = shot[:, rows, columns]
-        found = self.local_bank.candidates(residual, variance, least_gain=1.0, apart_px=side, most=1)
+        left_over = self.photons - images - self.floor
+        for c, corner in enumerate(corners):
+            rows, columns, own_rows, own_columns = windows(corner[None], side, (height, width))[0]
+            residual[c, own_rows, own_columns] = left_over[c, rows, columns]
+            variance[c, own_rows, own_columns] = shot[c, rows, columns]
+        found = self.local_bank.candidates(
+            residual, variance, least_gain=1.0, apart_px=side, most=1, corners=corners
+        )
         if not len(found.gain):
             return None
-        xyz = found.xyz_nm + np.array([left * pixel, top * pixel, 0.0])
-        return Emitters(xyz, np.full(1, self.prior.blur_nm2[0]), found.photons)
+        xyz = found.xyz_nm + np.array([*(corners[0] * pixel), 0.0])
+        return Emitters(xyz, self.prior.mean_blur_nm2(1), found.photons)
 
     def _append(self, new: Emitters) -> None:
         """Add emitters, whose light is not in the images yet, at the end."""
-        count, channels = len(new), len(self.photons)
+        count = len(new)
         self.emitters = _joined(self.emitters, new)
-        self.sigma = np.concatenate([self.sigma, np.full((count, 4 + channels), np.inf)])
+        self.sigma = np.concatenate([self.sigma, np.full((count, self.sigma.shape[1]), np.inf)])
         self.origin = np.concatenate([self.origin, np.full(count, -1)])
         self.gone = np.concatenate([self.gone, np.zeros(count, bool)])
 
@@ -221,11 +234,11 @@ class _Frame:
     def _evidence(self) -> tuple[Floats, Floats]:
         """(n,) losses of log-likelihood: if the light of the others stood still, and as the fit says."""
         photons = self.emitters.photons
-        fitted = 0.5 * ((photons / np.maximum(self.sigma[:, 4:], 1e-9)) ** 2).sum(axis=1)
+        fitted = 0.5 * ((photons / np.maximum(self.sigma[:, -photons.shape[1] :], 1e-9)) ** 2).sum(axis=1)
         alone = np.zeros(len(photons))
         for c, part in enumerate(self.stamps):
             corners = part.corners(self.emitters.xyz_nm[:, :2])
-            light = part.images(self.emitters.xyz_nm, self.emitters.blur_nm2, corners)[:, 0]
+            light = part.images(self.emitters.xyz_nm, self.emitters.blur_in(c), corners)[:, 0]
             light *= photons[:, c, None, None].astype(np.float32)
             shot = np.maximum(self.images[c] + self.floor[c] + self.read_variance[c], 1.0)
             for i, (rows, columns, own_rows, own_columns) in enumerate(
@@ -258,25 +271,25 @@ class _Frame:
             most=_MOST_ADDED,
         )
         mask = np.concatenate([np.zeros(len(self.emitters), bool), np.ones(len(found.gain), bool)])
-        new = Emitters(found.xyz_nm, np.full(len(found.gain), self.prior.blur_nm2[0]), found.photons)
+        new = Emitters(found.xyz_nm, self.prior.mean_blur_nm2(len(found.gain)), found.photons)
         self.images += self._light(new)
         self._append(new)
         return mask
 
     def result(self) -> Refined:
         """What was found."""
-        pixel = self.stamps[0].psf.pixel_nm
-        height, width = self.photons.shape[1:]
-        column, row = (
-            np.clip(np.floor(self.emitters.xyz_nm[:, i] / pixel).astype(int), 0, length - 1)
-            for i, length in ((0, width), (1, height))
-        )
+        last = np.array(self.photons.shape[:0:-1]) - 1
+        background = np.empty((len(self.emitters), len(self.photons)))
+        for c, part in enumerate(self.stamps):
+            place = np.floor(part.here(self.emitters.xyz_nm[:, :2]) / part.psf.pixel_nm).astype(int)
+            column, row = np.clip(place, 0, last).T
+            background[:, c] = self.floor[c, row, column]
         return Refined(
             self.emitters,
             self.sigma,
             self.origin,
             self.support(),
-            self.floor[:, row, column].T.astype(float),
+            background,
             self.images,
             self.floor,
         )
@@ -284,7 +297,7 @@ class _Frame:
     @property
     def _link_nm(self) -> float:
         """Emitters that are nearer share light that matters."""
-        return self.stamps[0].half_px * self.stamps[0].psf.pixel_nm * _LINK_SHARE
+        return max(part.half_px * part.psf.pixel_nm for part in self.stamps) * _LINK_SHARE
 
     def _groups(self, which: Mask) -> list[NDArray[np.intp]]:
         """Emitters that share light, in groups of at most ``options.group``."""
@@ -313,13 +326,18 @@ class _Frame:
     def _problem(self, group: NDArray[np.intp], *, local: bool) -> GroupProblem:
         """The box of a group's windows with the light of all others held; ``local``: and the background."""
         emitters = self.emitters.take(group)
-        rows, columns = self._box(emitters)
-        own = self._light(emitters)[:, rows, columns]
-        total = self.images[:, rows, columns]
-        held = total - own + (self.floor[:, rows, columns] if local else 0.0)
-        noise = self.read_variance[:, rows, columns] + (self.error * total) ** 2
-        box = Box(self.photons[:, rows, columns], noise, held, (columns.start, rows.start))
-        node_px = float(max(box.photons.shape)) if local else self.options.node_px
+        light = self._light(emitters)
+        photons, noise, held, corners = [], [], [], []
+        for c, (rows, columns) in enumerate(self._boxes(emitters)):
+            total = self.images[c, rows, columns]
+            floor = self.floor[c, rows, columns] if local else 0.0
+            photons.append(self.photons[c, rows, columns])
+            noise.append(self.read_variance[c, rows, columns] + (self.error * total) ** 2)
+            held.append(total - light[c, rows, columns] + floor)
+            corners.append((columns.start, rows.start))
+        box = Box(photons, noise, held, corners)
+        largest = max(max(part.shape) for part in photons)
+        node_px = float(largest) if local else self.options.node_px
         return GroupProblem(box, self.stamps, self.prior, node_px=node_px)
 
     def _take(
@@ -338,29 +356,28 @@ class _Frame:
         for name in ("xyz_nm", "blur_nm2", "photons"):
             getattr(self.emitters, name)[group] = getattr(fitted.emitters, name)
         self.sigma[group] = fitted.sigma
-        (column, row), (_, height, width) = problem.box.corner, problem.box.photons.shape
-        where = (slice(None), slice(row, row + height), slice(column, column + width))
-        self.floor[where] = fitted.background + (self.floor[where] if local else 0.0)
+        for c, ((column, row), part) in enumerate(zip(problem.box.corners, fitted.background, strict=True)):
+            where = (c, slice(row, row + part.shape[0]), slice(column, column + part.shape[1]))
+            self.floor[where] = part + (self.floor[where] if local else 0.0)
 
-    def _box(self, emitters: Emitters) -> tuple[slice, slice]:
-        """Rows and columns that the windows of emitters cover."""
-        spans = []
-        for axis, length in ((1, self.photons.shape[1]), (0, self.photons.shape[2])):
-            corners = [part.corners(emitters.xyz_nm[:, :2])[:, axis] for part in self.stamps]
-            first = min(int(corner.min()) for corner in corners)
-            last = max(
-                int(corner.max()) + part.side_px for corner, part in zip(corners, self.stamps, strict=True)
-            )
-            start = min(max(0, first), length - 1)
-            spans.append(slice(start, max(start + 1, min(length, last))))
-        return spans[0], spans[1]
+    def _boxes(self, emitters: Emitters) -> list[tuple[slice, slice]]:
+        """Rows and columns that the windows of emitters cover, in each channel."""
+        boxes = []
+        for part in self.stamps:
+            corners, spans = part.corners(emitters.xyz_nm[:, :2]), []
+            for axis, length in ((1, self.photons.shape[1]), (0, self.photons.shape[2])):
+                start = min(max(0, int(corners[:, axis].min())), length - 1)
+                last = int(corners[:, axis].max()) + part.side_px
+                spans.append(slice(start, max(start + 1, min(length, last))))
+            boxes.append((spans[0], spans[1]))
+        return boxes
 
     def _light(self, emitters: Emitters) -> Frames:
         """(C, H, W) expectation of emitters."""
         out = np.zeros_like(self.photons)
         for channel, part in enumerate(self.stamps):
             corners = part.corners(emitters.xyz_nm[:, :2])
-            images = part.images(emitters.xyz_nm, emitters.blur_nm2, corners)[:, 0]
+            images = part.images(emitters.xyz_nm, emitters.blur_in(channel), corners)[:, 0]
             add_windows(out[channel], images * emitters.photons[:, channel, None, None], corners)
         return out
 

@@ -34,20 +34,43 @@ class Prior:
         Range of heights.
     blur_nm2
         Mean and standard deviation of the variance of the additional blur; a deviation of 0 fixes it.
+    second_blur_nm2
+        Of the second channel, where it has a blur of its own; None: every emitter has one blur in all channels.
     """
 
     z_nm: tuple[float, float]
     blur_nm2: tuple[float, float] = (0.0, 0.0)
+    second_blur_nm2: tuple[float, float] | None = None
 
     @classmethod
-    def of_blur(cls, z_nm: tuple[float, float], blur_nm: tuple[float, float]) -> "Prior":
+    def of_blur(
+        cls,
+        z_nm: tuple[float, float],
+        blur_nm: tuple[float, float],
+        second_blur_nm: tuple[float, float] | None = None,
+    ) -> "Prior":
         """The prior of a blur that is uniform in a range."""
-        low, high = blur_nm
-        if high <= low:
-            return cls(z_nm, (low**2, 0.0))
-        mean = (low**2 + low * high + high**2) / 3
-        fourth = (high**5 - low**5) / (5 * (high - low))
-        return cls(z_nm, (mean, float(np.sqrt(max(0.0, fourth - mean**2)))))
+        return cls(z_nm, _variance(blur_nm), None if second_blur_nm is None else _variance(second_blur_nm))
+
+    @property
+    def blurs(self) -> list[tuple[float, float]]:
+        """Of each blur that an emitter has."""
+        return [self.blur_nm2] if self.second_blur_nm2 is None else [self.blur_nm2, self.second_blur_nm2]
+
+    def mean_blur_nm2(self, count: int) -> Floats:
+        """(count,) mean variances, or (count, C) where every channel has its own."""
+        means = [mean for mean, _ in self.blurs]
+        return np.full(count, means[0]) if len(means) == 1 else np.tile(means, (count, 1))
+
+
+def _variance(blur_nm: tuple[float, float]) -> tuple[float, float]:
+    """Mean and standard deviation of the square of what is uniform in a range."""
+    low, high = blur_nm
+    if high <= low:
+        return low**2, 0.0
+    mean = (low**2 + low * high + high**2) / 3
+    fourth = (high**5 - low**5) / (5 * (high - low))
+    return mean, float(np.sqrt(max(0.0, fourth - mean**2)))
 
 
 @dataclass(frozen=True)
@@ -58,8 +81,8 @@ class Emitters:
     ----------
     xyz_nm : (n, 3)
         Positions.
-    blur_nm2 : (n,)
-        Variance of the additional blur.
+    blur_nm2 : (n,) or (n, C)
+        Variance of the additional blur, or of each channel's.
     photons : (n, C)
         In each channel.
     """
@@ -71,6 +94,10 @@ class Emitters:
     def __len__(self) -> int:
         return len(self.xyz_nm)
 
+    def blur_in(self, channel: int) -> Floats:
+        """(n,) variances of the blur in a channel."""
+        return self.blur_nm2 if self.blur_nm2.ndim == 1 else self.blur_nm2[:, channel]
+
     def take(self, which: NDArray[np.generic] | slice) -> "Emitters":
         """Some of them."""
         return Emitters(self.xyz_nm[which], self.blur_nm2[which], self.photons[which])
@@ -78,24 +105,24 @@ class Emitters:
 
 @dataclass(frozen=True)
 class Box:
-    """A piece of a frame that is fitted.
+    """A piece of a frame that is fitted, in every channel a piece of its own.
 
     Parameters
     ----------
-    photons : (C, h, w)
+    photons : C of (h, w)
         Photo-electrons.
-    read_variance : (C, h, w)
+    read_variance : C of (h, w)
         Of the read-out, photo-electrons squared.
-    others : (C, h, w)
+    others : C of (h, w)
         Expectation of emitters that are not fitted here.
-    corner
-        Column and row of the first pixel within the frame.
+    corners : C of (2,)
+        Column and row of the first pixel within the channel's frame.
     """
 
-    photons: Frames
-    read_variance: Frames
-    others: Frames
-    corner: tuple[int, int]
+    photons: Sequence[Frames]
+    read_variance: Sequence[Frames]
+    others: Sequence[Frames]
+    corners: Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -106,11 +133,11 @@ class GroupFit:
     ----------
     emitters
         What was found.
-    sigma : (n, 4 + C)
-        Bound of x, y, z (nm), variance of the blur (nm^2) and photons.
-    images : (C, h, w)
+    sigma : (n, 3 + B + C)
+        Bound of x, y, z (nm), variances of the B blurs (nm^2) and photons.
+    images : C of (h, w)
         Expectation of the group's emitters, without background.
-    background : (C, h, w)
+    background : C of (h, w)
         Fitted background.
     log_likelihood
         Of the data and the prior, up to a constant of the data.
@@ -120,8 +147,8 @@ class GroupFit:
 
     emitters: Emitters
     sigma: Floats
-    images: Frames
-    background: Frames
+    images: list[Frames]
+    background: list[Frames]
     log_likelihood: float
     iterations: int
 
@@ -131,10 +158,10 @@ class _State:
     """A point in the space of parameters and what was computed there."""
 
     emitters: Emitters
-    nodes: Floats  # (C, K)
+    nodes: list[Floats]  # one a channel: (K,)
     stamps: list[NDArray[np.float32]]  # one a channel: (n, 5, S, S)
-    images: Frames
-    background: Frames
+    images: list[Frames]
+    background: list[Frames]
     log_likelihood: float
 
 
@@ -144,8 +171,9 @@ class GroupProblem:
     def __init__(self, box: Box, stamps: Sequence[Stamps], prior: Prior, *, node_px: float) -> None:
         """Take the data of a box; ``node_px`` is the spacing of the background's nodes."""
         self.box, self.stamps, self.prior = box, list(stamps), prior
-        self.smooth = smooth((box.photons.shape[1], box.photons.shape[2]), node_px)
-        self.free_blur = prior.blur_nm2[1] > 0
+        self.smooth = [smooth((part.shape[0], part.shape[1]), node_px) for part in box.photons]
+        #: Parameters of an emitter before its photons.
+        self.before = 3 + len(prior.blurs)
 
     def fit(self, start: Emitters, *, most: int = 30, tolerance: float = 0.02) -> GroupFit:
         """The most likely emitters, from a start whose photons need not be right.
@@ -183,78 +211,83 @@ class GroupProblem:
         xyz = emitters.xyz_nm.copy()
         xyz[:, 2] = np.clip(xyz[:, 2], *self.prior.z_nm)
         pixel = self.stamps[0].psf.pixel_nm
-        for axis, length in ((0, self.box.photons.shape[2]), (1, self.box.photons.shape[1])):
-            first = self.box.corner[axis]
+        height, width = self.box.photons[0].shape
+        for axis, length in ((0, width), (1, height)):
+            first = self.box.corners[0][axis]
             xyz[:, axis] = np.clip(
                 xyz[:, axis], (first - _BEYOND_PX) * pixel, (first + length + _BEYOND_PX) * pixel
             )
-        mean, deviation = self.prior.blur_nm2
-        blur = emitters.blur_nm2 if self.free_blur else np.full(len(xyz), mean)
-        blur = np.clip(blur, max(0.0, mean - 3 * deviation), mean + 3 * deviation)
-        return Emitters(xyz, blur, np.maximum(emitters.photons, 1.0))
+        mean, deviation = np.array(self.prior.blurs).T
+        blur = np.clip(
+            _columns(emitters.blur_nm2), np.maximum(0.0, mean - 3 * deviation), mean + 3 * deviation
+        )
+        return Emitters(xyz, blur.reshape(emitters.blur_nm2.shape), np.maximum(emitters.photons, 1.0))
 
-    def _at(self, emitters: Emitters, nodes: Floats | None) -> _State:
+    def _at(self, emitters: Emitters, nodes: list[Floats] | None) -> _State:
         """Everything at one point; without ``nodes``, background and photons are solved for first."""
         stamps = [
-            part.images(emitters.xyz_nm, emitters.blur_nm2, part.corners(emitters.xyz_nm[:, :2]))
-            for part in self.stamps
+            part.images(emitters.xyz_nm, emitters.blur_in(c), part.corners(emitters.xyz_nm[:, :2]))
+            for c, part in enumerate(self.stamps)
         ]
         if nodes is None:
             emitters, nodes = self._linear(emitters, stamps)
-        images = np.stack([self._sum(emitters, stamps[c], c) for c in range(len(stamps))])
-        background = (nodes @ self.smooth.basis.T).reshape(images.shape).astype(np.float32)
+        images = [self._sum(emitters, stamps[c], c) for c in range(len(stamps))]
+        background = [
+            (own[None] @ part.basis.T).reshape(image.shape).astype(np.float32)
+            for own, part, image in zip(nodes, self.smooth, images, strict=True)
+        ]
         return _State(
             emitters, nodes, stamps, images, background, self._likelihood(emitters, nodes, images, background)
         )
 
-    def _likelihood(self, emitters: Emitters, nodes: Floats, images: Frames, background: Frames) -> float:
-        box = self.box
-        expected = np.maximum(images + background + box.others + box.read_variance, _LEAST)
-        data = np.maximum(box.photons + box.read_variance, 0.0)
-        value = float((data * np.log(expected) - expected).sum(dtype=np.float64))
-        value -= 0.5 * float(np.einsum("ck,kl,cl->", nodes, self._stiffness(nodes), nodes))
-        if self.free_blur:
-            mean, deviation = self.prior.blur_nm2
-            value -= 0.5 * float((((emitters.blur_nm2 - mean) / deviation) ** 2).sum())
+    def _likelihood(
+        self, emitters: Emitters, nodes: list[Floats], images: list[Frames], background: list[Frames]
+    ) -> float:
+        box, value = self.box, 0.0
+        for c, own in enumerate(nodes):
+            expected = np.maximum(images[c] + background[c] + box.others[c] + box.read_variance[c], _LEAST)
+            data = np.maximum(box.photons[c] + box.read_variance[c], 0.0)
+            value += float((data * np.log(expected) - expected).sum(dtype=np.float64))
+            value -= 0.5 * float(np.einsum("ck,kl,cl->", own[None], self._stiffness(c), own[None]))
+        for blur, (mean, deviation) in zip(_columns(emitters.blur_nm2).T, self.prior.blurs, strict=True):
+            if deviation > 0:
+                value -= 0.5 * float((((blur - mean) / deviation) ** 2).sum())
         return value
 
-    def _stiffness(self, nodes: Floats) -> Floats:
-        return self.smooth.penalty * self._weight
+    def _stiffness(self, channel: int) -> Floats:
+        level = max(1.0, float(np.median(self.box.photons[channel])))
+        return self.smooth[channel].penalty * (1.0 / (_ROUGHNESS**2 * level))
 
-    @property
-    def _weight(self) -> float:
-        level = max(1.0, float(np.median(self.box.photons)))
-        return 1.0 / (_ROUGHNESS**2 * level)
-
-    def _linear(self, emitters: Emitters, stamps: list[NDArray[np.float32]]) -> tuple[Emitters, Floats]:
+    def _linear(self, emitters: Emitters, stamps: list[NDArray[np.float32]]) -> tuple[Emitters, list[Floats]]:
         """Photons and background by weighted least squares at given positions."""
         box, count = self.box, len(emitters)
         photons = np.empty_like(emitters.photons)
-        nodes = np.empty((len(stamps), self.smooth.basis.shape[1]))
+        nodes = []
         for c, part in enumerate(stamps):
-            design = np.concatenate([self._spread(part[:, 0], emitters, c), self.smooth.basis.T], axis=0)
+            basis = self.smooth[c].basis
+            design = np.concatenate([self._spread(part[:, 0], emitters, c), basis.T], axis=0)
             weight = 1.0 / np.maximum(box.photons[c] + box.read_variance[c], 1.0).ravel()
             target = (box.photons[c] - box.others[c]).ravel()
             normal = (design * weight) @ design.T
             normal = normal.astype(np.float64)
-            normal[count:, count:] += self.smooth.penalty * self._weight
+            normal[count:, count:] += self._stiffness(c)
             diagonal = np.diag_indices_from(normal)
             normal[diagonal] = (
                 normal[diagonal] * (1 + 1e-6) + 1e-12
             )  # two emitters at one place share the light
             solution = np.linalg.solve(normal, ((design * weight) @ target).astype(np.float64))
             photons[:, c] = np.maximum(solution[:count], 10.0)
-            nodes[c] = solution[count:]
+            nodes.append(solution[count:])
         return replace(emitters, photons=photons), nodes
 
     def _corners(self, emitters: Emitters, channel: int) -> NDArray[np.int64]:
         """(n, 2) corners of the windows within the box."""
         corners: NDArray[np.int64] = self.stamps[channel].corners(emitters.xyz_nm[:, :2])
-        return corners - np.asarray(self.box.corner, np.int64)
+        return corners - np.asarray(self.box.corners[channel], np.int64)
 
     def _spread(self, stamps: NDArray[np.float32], emitters: Emitters, channel: int) -> NDArray[np.float32]:
         """(n, h*w) windows laid into the box."""
-        shape = self.box.photons.shape[1:]
+        shape = self.box.photons[channel].shape
         out = np.zeros((len(stamps), *shape), np.float32)
         places = windows(self._corners(emitters, channel), self.stamps[channel].side_px, shape)
         for image, stamp, (rows, columns, own_rows, own_columns) in zip(out, stamps, places, strict=True):
@@ -263,7 +296,7 @@ class GroupProblem:
 
     def _sum(self, emitters: Emitters, stamps: NDArray[np.float32], channel: int) -> Frames:
         """(h, w) expectation of all emitters in one channel."""
-        out = np.zeros(self.box.photons.shape[1:], np.float32)
+        out = np.zeros(self.box.photons[channel].shape, np.float32)
         light = stamps[:, 0] * emitters.photons[:, channel, None, None].astype(np.float32)
         add_windows(out, light, self._corners(emitters, channel))
         return out
@@ -272,47 +305,48 @@ class GroupProblem:
         """Gradient of the log-likelihood and Fisher information, emitters first (x, y, z, blur, photons each)."""
         emitters, box = state.emitters, self.box
         count, channels = len(emitters), len(self.stamps)
-        per, nodes = 4 + channels, self.smooth.basis.shape[1]
-        size = count * per + channels * nodes
+        per, blurs = self.before + channels, len(self.prior.blurs)
+        size = count * per + sum(map(len, state.nodes))
         gradient, information = np.zeros(size), np.zeros((size, size))
+        first = count * per
         for c in range(channels):
             slopes = np.zeros((count, per, box.photons[c].size), np.float32)
-            for k in range(4):
-                slopes[:, k] = self._spread(state.stamps[c][:, k + 1], emitters, c)
-                slopes[:, k] *= emitters.photons[:, c, None].astype(np.float32)
-            slopes[:, 4 + c] = self._spread(state.stamps[c][:, 0], emitters, c)
-            design = np.concatenate([slopes.reshape(count * per, box.photons[c].size), self.smooth.basis.T])
+            for k, of in enumerate((0, 1, 2, 3 + min(c, blurs - 1))):
+                slopes[:, of] = self._spread(state.stamps[c][:, k + 1], emitters, c)
+                slopes[:, of] *= emitters.photons[:, c, None].astype(np.float32)
+            slopes[:, self.before + c] = self._spread(state.stamps[c][:, 0], emitters, c)
+            basis, nodes = self.smooth[c].basis, len(state.nodes[c])
+            design = np.concatenate([slopes.reshape(count * per, box.photons[c].size), basis.T])
             expected = np.maximum(
                 (state.images[c] + state.background[c] + box.others[c] + box.read_variance[c]).ravel(), _LEAST
             )
             residual = box.photons[c].ravel() + box.read_variance[c].ravel() - expected
-            first = count * per + c * nodes
             where = np.concatenate([np.arange(count * per), np.arange(first, first + nodes)])
             gradient[where] += (design @ (residual / expected)).astype(np.float64)
             scaled = design * np.sqrt(1.0 / expected)
             information[np.ix_(where, where)] += scaled @ scaled.T
             span = slice(first, first + nodes)
-            stiff = self.smooth.penalty * self._weight
+            stiff = self._stiffness(c)
             gradient[span] -= stiff @ state.nodes[c]
             information[span, span] += stiff
+            first += nodes
         self._add_prior(state, gradient, information, count, per)
         return gradient, information
 
     def _add_prior(self, state: _State, gradient: Floats, information: Floats, count: int, per: int) -> None:
-        blur = np.arange(count) * per + 3
-        if self.free_blur:
-            mean, deviation = self.prior.blur_nm2
-            gradient[blur] -= (state.emitters.blur_nm2 - mean) / deviation**2
-            information[blur, blur] += 1 / deviation**2
-        else:
-            gradient[blur] = 0.0
-            information[blur, :] = information[:, blur] = 0.0
-            information[blur, blur] = 1.0
+        for k, (mean, deviation) in enumerate(self.prior.blurs):
+            blur = np.arange(count) * per + 3 + k
+            if deviation > 0:
+                gradient[blur] -= (_columns(state.emitters.blur_nm2)[:, k] - mean) / deviation**2
+                information[blur, blur] += 1 / deviation**2
+            else:
+                gradient[blur] = 0.0
+                information[blur, :] = information[:, blur] = 0.0
+                information[blur, blur] = 1.0
 
     def _stepped(self, state: _State, gradient: Floats, information: Floats, damping: float) -> _State:
         """The point one damped step further."""
-        count, channels = len(state.emitters), len(self.stamps)
-        per = 4 + channels
+        count, per = len(state.emitters), self.before + len(self.stamps)
         scale = 1.0 / np.sqrt(np.maximum(np.diag(information), 1e-30))
         system = information * scale[:, None] * scale
         system[np.diag_indices_from(system)] += damping + 1e-9
@@ -321,17 +355,25 @@ class GroupProblem:
         emitters = state.emitters
         moved = Emitters(
             emitters.xyz_nm + of_emitters[:, :3],
-            emitters.blur_nm2 + of_emitters[:, 3],
-            emitters.photons + of_emitters[:, 4:],
+            emitters.blur_nm2 + of_emitters[:, 3 : self.before].reshape(emitters.blur_nm2.shape),
+            emitters.photons + of_emitters[:, self.before :],
         )
-        nodes = state.nodes + step[count * per :].reshape(channels, -1)
+        ends = np.cumsum([count * per, *map(len, state.nodes)])
+        nodes = [
+            own + step[begin:end] for own, begin, end in zip(state.nodes, ends[:-1], ends[1:], strict=True)
+        ]
         return self._at(self._within(moved), nodes)
 
     def _finished(self, state: _State, information: Floats, tried: int) -> GroupFit:
-        count, per = len(state.emitters), 4 + len(self.stamps)
+        count, per = len(state.emitters), self.before + len(self.stamps)
         scale = 1.0 / np.sqrt(np.maximum(np.diag(information), 1e-30))
         system = information * scale[:, None] * scale
         system[np.diag_indices_from(system)] += 1e-9
         variance = np.diag(np.linalg.inv(system)) * scale**2
         sigma = np.sqrt(np.maximum(variance[: count * per], 0.0)).reshape(count, per)
         return GroupFit(state.emitters, sigma, state.images, state.background, state.log_likelihood, tried)
+
+
+def _columns(blur_nm2: Floats) -> Floats:
+    """(n, B) of (n,) or (n, B)."""
+    return blur_nm2[:, None] if blur_nm2.ndim == 1 else blur_nm2

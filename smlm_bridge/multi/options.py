@@ -71,7 +71,7 @@ class Refined:
     ----------
     emitters
         Positions, blur and photons.
-    sigma : (n, 4 + C)
+    sigma : (n, 3 + B + C)
         Bounds as in ``GroupFit``.
     origin : (n,)
         Row of the start that an emitter came from, -1 if it was added.

@@ -5,7 +5,7 @@ pixel and height: (sum r p / v)^2 / (2 sum p^2 / v), with residual r, image p an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.fft
@@ -41,18 +41,33 @@ class Bank:
     """Images of the PSF at evenly spaced heights, to be moved over a frame."""
 
     def __init__(
-        self, stamps: Sequence[Stamps], *, z_nm: tuple[float, float], step_nm: float, blur_nm2: float
+        self,
+        stamps: Sequence[Stamps],
+        *,
+        z_nm: tuple[float, float],
+        step_nm: float,
+        blur_nm2: Sequence[float],
     ) -> None:
-        """Render the images of every channel."""
+        """Render the images of every channel; one blur for all, or one for each."""
         count = max(2, round((z_nm[1] - z_nm[0]) / step_nm) + 1)
         self.z_nm = np.linspace(*z_nm, count)
         self.stamps = list(stamps)
-        self._images = [_centred(part, self.z_nm, blur_nm2) for part in self.stamps]
+        self._images = [
+            _centred(part, self.z_nm, blur_nm2[min(c, len(blur_nm2) - 1)])
+            for c, part in enumerate(self.stamps)
+        ]
         self._shape: tuple[int, int] | None = None
         self._spectra: list[tuple[NDArray[np.complex64], NDArray[np.complex64]]] = []
 
     def candidates(
-        self, residual: Frames, variance: Frames, *, least_gain: float, apart_px: int, most: int
+        self,
+        residual: Frames,
+        variance: Frames,
+        *,
+        least_gain: float,
+        apart_px: int,
+        most: int,
+        corners: Sequence[NDArray[np.integer]] | None = None,
     ) -> Candidates:
         """Local maxima of the gain.
 
@@ -66,8 +81,11 @@ class Bank:
             Two candidates are at least this far apart along x or y.
         most
             Number of candidates.
+        corners : C of (2,)
+            Column and row of each channel's first pixel within its frame; None: these are frames. Positions are
+            from the first pixel of channel 1.
         """
-        gain, photons = self._gain(residual, variance)
+        gain, photons = self._gain(residual, variance, corners or [np.zeros(2, int)] * len(residual))
         best = gain.max(axis=0)
         peak = (best == maximum_filter(best, 2 * apart_px + 1)) & (best > least_gain)
         rows, columns = np.nonzero(peak)
@@ -79,21 +97,40 @@ class Bank:
         bright = np.stack([part[height, rows, columns] for part in photons], axis=1)
         return Candidates(xyz, np.maximum(bright, 1.0).astype(float), best[rows, columns].astype(float))
 
-    def _gain(self, residual: Frames, variance: Frames) -> tuple[Frames, list[Frames]]:
-        """(Z, H, W) gain, and brightness of each channel."""
+    def _gain(
+        self, residual: Frames, variance: Frames, corners: Sequence[NDArray[np.integer]]
+    ) -> tuple[Frames, list[Frames]]:
+        """(Z, H, W) gain on the pixels of channel 1, and brightness of each channel."""
         shape = residual.shape[1:]
         self._prepare(shape)
         total = np.zeros((len(self.z_nm), *shape), np.float32)
         photons = []
         for c, (once, square) in enumerate(self._spectra):
             weight = 1.0 / variance[c]
-            overlap = self._correlated(residual[c] * weight, once)
-            power = np.maximum(self._correlated(weight, square), 1e-12)
+            overlap = self._correlated(residual[c] * weight, once, c)
+            power = np.maximum(self._correlated(weight, square, c), 1e-12)
             positive = np.maximum(overlap, 0.0)
             bright = positive / power
-            total += 0.5 * bright * positive
+            gain = 0.5 * bright * positive
+            if self.stamps[c].transform is not None:
+                row, column, there = self._nearest(c, shape, corners)
+                gain, bright = (values[:, row, column] * there for values in (gain, bright))
+            total += gain
             photons.append(bright.astype(np.float32))
         return total, photons
+
+    def _nearest(
+        self, channel: int, shape: tuple[int, ...], corners: Sequence[NDArray[np.integer]]
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+        """Row and column (H, W) where a channel shows the pixels of channel 1, and whether it does."""
+        row, column = np.indices(shape).reshape(2, -1)
+        here = (np.stack([column, row], axis=1) + corners[0] + 0.5) * self.stamps[0].psf.pixel_nm
+        own = self.stamps[channel]
+        place = np.floor(own.here(here) / own.psf.pixel_nm).astype(np.intp) - corners[channel]
+        last = np.array(shape[::-1]) - 1
+        there = ((place >= 0) & (place <= last)).all(axis=1)
+        place = np.clip(place, 0, last)
+        return place[:, 1].reshape(shape), place[:, 0].reshape(shape), there.reshape(shape)
 
     def _prepare(self, shape: tuple[int, int]) -> None:
         """Spectra of the bank for frames of one size."""
@@ -116,11 +153,11 @@ class Bank:
         rows, columns = (scipy.fft.next_fast_len(length + side - 1, real=True) for length in self._shape)
         return rows, columns
 
-    def _correlated(self, image: Frames, spectra: NDArray[np.complex64]) -> Frames:
+    def _correlated(self, image: Frames, spectra: NDArray[np.complex64], channel: int) -> Frames:
         """(Z, H, W) sums of an image times the bank around every pixel."""
         assert self._shape is not None
         height, width = self._shape
-        half = self.stamps[0].half_px
+        half = self.stamps[channel].half_px
         size = self._padded
         spectrum = scipy.fft.rfft2(np.pad(image, ((half, 0), (half, 0))), s=size)
         product = scipy.fft.irfft2(spectrum * spectra, s=size, axes=(1, 2))
@@ -129,6 +166,7 @@ class Bank:
 
 def _centred(stamps: Stamps, z_nm: Floats, blur_nm2: float) -> Frames:
     """(Z, S, S) images of an emitter in the middle of the middle pixel."""
+    stamps = replace(stamps, transform=None)
     centre = (stamps.half_px + 0.5) * stamps.psf.pixel_nm
     xyz = np.stack([np.full_like(z_nm, centre), np.full_like(z_nm, centre), z_nm], axis=1)
     corners = np.zeros((len(z_nm), 2), np.int64)

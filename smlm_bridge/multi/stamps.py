@@ -14,6 +14,7 @@ from torch import Tensor
 
 from smlm_bridge.psf.resample import SPREAD
 from smlm_bridge.psf.spline import SplinePSF
+from smlm_bridge.transform import Transform
 
 Floats = NDArray[np.float64]
 
@@ -35,11 +36,14 @@ class Stamps:
         A window has 2 half_px + 1 pixels a side, with the emitter in its middle pixel.
     z_range_nm
         Heights that the table holds.
+    transform
+        Takes positions of the first channel, which all others speak of, to this one; None where they are the same.
     """
 
     psf: SplinePSF
     half_px: int
     z_range_nm: tuple[float, float]
+    transform: Transform | None = None
 
     @classmethod
     def of(cls, psf: SplinePSF, *, z_range_nm: tuple[float, float], lost: float = 0.01) -> "Stamps":
@@ -69,9 +73,13 @@ class Stamps:
         """Pixels of a window's side."""
         return 2 * self.half_px + 1
 
+    def here(self, xy_nm: Floats) -> Floats:
+        """Positions (n, 2) of the first channel in this one."""
+        return xy_nm if self.transform is None else self.transform.apply(xy_nm)
+
     def corners(self, xy_nm: Floats) -> NDArray[np.int64]:
         """(n, 2) column and row of the first pixel of each window."""
-        return np.floor(xy_nm / self.psf.pixel_nm).astype(np.int64) - self.half_px
+        return np.floor(self.here(xy_nm) / self.psf.pixel_nm).astype(np.int64) - self.half_px
 
     def images(self, xyz_nm: Floats, blur_nm2: Floats, corners: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n, 5, S, S) images and their derivatives by ``ORDERS``.
@@ -79,13 +87,14 @@ class Stamps:
         Parameters
         ----------
         xyz_nm : (n, 3)
-            Positions in the frame.
+            Positions, in the first channel's frame.
         blur_nm2 : (n,)
             Variance of an additional Gaussian blur.
         corners : (n, 2)
             First pixels of the windows.
         """
         local = xyz_nm.copy()
+        local[:, :2] = self.here(xyz_nm[:, :2])
         local[:, :2] -= corners * self.psf.pixel_nm
         where = torch.as_tensor(local, dtype=torch.float32)
         spread = torch.as_tensor(blur_nm2, dtype=torch.float32)
@@ -95,8 +104,13 @@ class Stamps:
                 for i in range(0, len(where), _CHUNK)
             ]
         side = self.side_px
-        empty = np.zeros((0, len(ORDERS), side, side), np.float32)
-        return torch.cat(parts).numpy() if parts else empty
+        if not parts:
+            return np.zeros((0, len(ORDERS), side, side), np.float32)
+        images: NDArray[np.float32] = torch.cat(parts).numpy()
+        if self.transform is not None:  # derivatives by x and y of the first channel
+            turn = self.transform.slopes(xyz_nm[:, :2]).astype(np.float32)
+            images[:, 1:3] = np.einsum("nij,nihw->njhw", turn, images[:, 1:3])
+        return images
 
     def _images(self, xyz_nm: Tensor, blur_nm2: Tensor) -> Tensor:
         variance = blur_nm2 + (self.psf.blur_nm**2 + (SPREAD * self.psf.sample_nm) ** 2)

@@ -16,6 +16,7 @@ from smlm_bridge.multi.frame import Refiner
 from smlm_bridge.multi.group import Prior
 from smlm_bridge.multi.options import Refined, RefineOptions
 from smlm_bridge.multi.stamps import Stamps
+from smlm_bridge.pair import AnyCalibration, PairCalibration
 from smlm_bridge.psf.pupil_psf import PupilPSF
 from smlm_bridge.psf.spline import SplinePSF
 
@@ -26,51 +27,67 @@ _DIM_SHARE = 0.3  # of the dimmest emitter that a model was trained for
 
 
 def refiner_of(
-    calibration: Calibration,
+    calibration: AnyCalibration,
     *,
     ranges: Mapping[str, Any] | None = None,
     options: RefineOptions | None = None,
+    corner_nm: tuple[float, float] = (0.0, 0.0),
 ) -> Refiner:
     """The refinement for a microscope.
+
+    Two channels are fitted together: positions are common, photons and background each channel's own.
 
     Parameters
     ----------
     calibration
-        With a pupil.
+        With a pupil, of a pair with two.
     ranges
         What a model was trained for, as ``ModelInfo.ranges``: heights, additional blur, least photons. None:
         any additional blur up to 0.8 pixels, and a PSF that is wrong by 3 % or more.
     options
         None takes the default; ``least_photons`` of 0 takes it from the ranges, ``model_error`` of 0 from what
         the calibration says of its own residual.
+    corner_nm
+        Where frames begin within either channel (x, y): a pair's transform is that of whole frames.
 
     Raises
     ------
     InputRejected
         If the calibration has no pupil.
     """
-    psf = calibration.psf()
-    if not isinstance(psf, PupilPSF):
-        raise InputRejected(
-            "refining needs a calibration with a pupil (phase and amplitude); this one has a "
-            f"{calibration.psf_kind}. Calibrate with --psf pupil, or fit without --refine."
-        )
     known = ranges or {}
     low, high = (float(z) for z in known.get("z_nm", calibration.z_range_nm))
     # Without a model nothing is known of the blur, nor how right the PSF is.
-    blur = tuple(float(b) for b in known.get("blur_nm", (0.0, _UNKNOWN_BLUR_PX * psf.pixel_nm)))
+    unknown = (0.0, _UNKNOWN_BLUR_PX * calibration.optics.pixel_nm)
+    blur = tuple(float(b) for b in known.get("blur_nm", unknown))
     options = options or RefineOptions()
     if not options.least_photons:
         options = replace(options, least_photons=_DIM_SHARE * _dimmest(known))
     if not options.model_error:
-        error = float(calibration.provenance.get("rrse") or 0.0)
+        error = max(float(channel.provenance.get("rrse") or 0.0) for channel in calibration.channels)
         options = replace(options, model_error=error if ranges else max(error, _UNKNOWN_ERROR))
-    table = SplinePSF.tabulate(psf, z_range_nm=(low, high), reach_nm=_REACH_PX * psf.pixel_nm)
-    stamps = Stamps.of(table, z_range_nm=(low, high))
-    return Refiner([stamps], Prior.of_blur((low, high), (blur[0], blur[1])), options)
+    stamps = [_stamps(channel, (low, high)) for channel in calibration.channels]
+    own: tuple[float, float] | None = None
+    if isinstance(calibration, PairCalibration):
+        transform = calibration.transform.between(corner_nm)
+        stamps[1] = replace(stamps[1], transform=None if transform.is_identity else transform)
+        given = dict(known.get("channel2", {})).get("blur_nm")
+        own = None if given is None else (float(given[0]), float(given[1]))
+    return Refiner(stamps, Prior.of_blur((low, high), (blur[0], blur[1]), own), options)
 
 
-def refined(work: Work, refiner: Refiner, camera: Camera) -> Work:
+def _stamps(channel: Calibration, z_nm: tuple[float, float]) -> Stamps:
+    psf = channel.psf()
+    if not isinstance(psf, PupilPSF):
+        raise InputRejected(
+            "refining needs a calibration with a pupil (phase and amplitude); this one has a "
+            f"{channel.psf_kind}. Calibrate with --psf pupil, or fit without --refine."
+        )
+    table = SplinePSF.tabulate(psf, z_range_nm=z_nm, reach_nm=_REACH_PX * psf.pixel_nm)
+    return Stamps.of(table, z_range_nm=z_nm)
+
+
+def refined(work: Work, refiner: Refiner, camera: Camera | tuple[Camera, ...]) -> Work:
     """The same work with its table refined by maximum likelihood of all emitters of a frame.
 
     Parameters
@@ -80,22 +97,23 @@ def refined(work: Work, refiner: Refiner, camera: Camera) -> Work:
     refiner
         See ``refiner_of``.
     camera
-        Of the frames.
+        Of the frames; of two channels, one each.
     """
+    cameras = camera if isinstance(camera, tuple) else (camera,) * len(refiner.stamps)
+    excess = np.array([_EM_EXCESS if known.em_gain > 1 else 1.0 for known in cameras])
 
     def find(counts: NDArray[np.generic]) -> pd.DataFrame:
         found = work.find(counts)
-        photons = camera.to_photons(work.own(counts))
-        noise = np.broadcast_to(
-            np.asarray(camera.variance_photons(np.zeros(photons.shape[2:]))), photons.shape[2:]
-        )
-        excess = _EM_EXCESS if camera.em_gain > 1 else 1.0
+        own = work.own(counts)
+        photons = np.stack([known.to_photons(own[:, c]) for c, known in enumerate(cameras)], axis=1)
+        noise = np.stack([_read_noise(known, photons.shape[2:]) for known in cameras])
+        scale = excess[:, None, None]
         tables = [
             _refined_frame(
                 found[found["frame"] == frame],
                 frame,
-                (image / excess).astype(np.float32),
-                noise,
+                (image / scale).astype(np.float32),
+                (noise / scale**2).astype(np.float32),
                 refiner,
                 excess,
             )
@@ -107,22 +125,29 @@ def refined(work: Work, refiner: Refiner, camera: Camera) -> Work:
     return replace(work, find=find)
 
 
+def _read_noise(camera: Camera, shape: tuple[int, ...]) -> NDArray[np.floating]:
+    return np.broadcast_to(np.asarray(camera.variance_photons(np.zeros(shape))), shape)
+
+
 def _refined_frame(
     start: pd.DataFrame,
     frame: int,
     photons: NDArray[np.float32],
-    noise: NDArray[np.floating],
+    variance: NDArray[np.float32],
     refiner: Refiner,
-    excess: float,
+    excess: NDArray[np.float64],
 ) -> pd.DataFrame:
     """The table of one frame; ``photons`` are divided by the excess, so that their variance is their mean."""
-    variance = np.broadcast_to(noise / excess**2, photons.shape).astype(np.float32)
     result = refiner(photons, variance, start[["x_nm", "y_nm", "z_nm"]].to_numpy(float))
     return _table(result, start, frame, excess, refiner.options)
 
 
 def _table(
-    result: Refined, start: pd.DataFrame, frame: int, excess: float, options: RefineOptions
+    result: Refined,
+    start: pd.DataFrame,
+    frame: int,
+    excess: NDArray[np.float64],
+    options: RefineOptions,
 ) -> pd.DataFrame:
     xyz, sigma = result.emitters.xyz_nm, result.sigma
     # An added emitter is as probable as the evidence beyond what was asked of it.
@@ -135,13 +160,13 @@ def _table(
             "x_nm": xyz[:, 0],
             "y_nm": xyz[:, 1],
             "z_nm": xyz[:, 2],
-            "photons": result.emitters.photons[:, 0] * excess,
-            "background": result.background[:, 0] * excess,
+            "photons": (result.emitters.photons * excess).sum(axis=1),
+            "background": result.background[:, 0] * excess[0],
             "uncertainty_xy_nm": np.sqrt((sigma[:, 0] ** 2 + sigma[:, 1] ** 2) / 2),
             "uncertainty_z_nm": sigma[:, 2],
             "uncertainty_x_nm": sigma[:, 0],
             "uncertainty_y_nm": sigma[:, 1],
-            "uncertainty_photons": sigma[:, 4] * excess,
+            "uncertainty_photons": np.sqrt(((sigma[:, -len(excess) :] * excess) ** 2).sum(axis=1)),
             "probability": probability,
         }
     )

@@ -1,5 +1,8 @@
 """Backbones: images in, features of the same height and width out."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -71,7 +74,28 @@ class SharedEncoder(nn.Module):
         return found
 
 
-Backbone = UNet | DilatedContext | SharedEncoder
+class SeparateEncoders(nn.Module):
+    """Every image of a sample through the encoder of its channel, and their features through a backbone."""
+
+    def __init__(
+        self, images: int, encoders: "Sequence[UNet | DilatedContext]", union: "UNet | DilatedContext"
+    ) -> None:
+        super().__init__()
+        self.images, self.encoders, self.union = images, nn.ModuleList(encoders), union
+        self.outputs: int = union.outputs
+        self.size_step: int = max(union.size_step, *(encoder.size_step for encoder in encoders))
+        self.reach: int = max(encoder.reach for encoder in encoders) + union.reach
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, images, H, W) to (B, outputs, H, W); the channels of a frame follow each other."""
+        parts = images.chunk(self.images, dim=1)
+        features = [self.encoders[i % len(self.encoders)](image) for i, image in enumerate(parts)]
+        found: Tensor = self.union(torch.cat(features, dim=1))
+        return found
+
+
+Backbone = UNet | DilatedContext | SharedEncoder | SeparateEncoders
+Encoding = Literal["none", "shared", "separate"]
 
 
 def make_backbone(
@@ -81,9 +105,10 @@ def make_backbone(
     widths: tuple[int, ...],
     bottom_dilations: tuple[int, ...] = (),
     dilations: tuple[int, ...] = (),
-    shared_encoder: bool = False,
+    encoders: Encoding = "none",
+    channels: int = 1,
 ) -> Backbone:
-    """A backbone of a sample's images: frames or channels.
+    """A backbone of a sample's images: the channels of its frames.
 
     Parameters
     ----------
@@ -92,8 +117,11 @@ def make_backbone(
     kind
         ``"unet"`` with ``widths`` and ``bottom_dilations``, or ``"context"`` with the first of ``widths`` and
         ``dilations``.
-    shared_encoder
-        Whether each image goes through one and the same encoder first, of the same kind and sizes.
+    encoders
+        Whether each image goes through an encoder first, of the same kind and sizes: one for all
+        (``"shared"``), or one for each channel (``"separate"``).
+    channels
+        Of a frame; those of a frame follow each other.
     """
 
     def of(inputs: int) -> UNet | DilatedContext:
@@ -101,7 +129,10 @@ def make_backbone(
             return DilatedContext(inputs, widths[0], dilations)
         return UNet(inputs, widths, bottom_dilations)
 
-    if not shared_encoder:
+    if encoders == "none":
         return of(images)
-    encoder = of(1)
-    return SharedEncoder(images, encoder, of(images * encoder.outputs))
+    if encoders == "shared":
+        encoder = of(1)
+        return SharedEncoder(images, encoder, of(images * encoder.outputs))
+    own = [of(1) for _ in range(channels)]
+    return SeparateEncoders(images, own, of(images * own[0].outputs))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import silu, smooth_l1_loss
 
 from smlm_bridge.networks.dense import stabilise
 from smlm_bridge.networks.estimates import PARAMETERS
@@ -79,26 +79,29 @@ class _Residual(nn.Module):
 class BoxBackbone(nn.Module):
     """Boxes (B, C, S, S) to features (B, width + templates): a product with templates, then residual layers.
 
-    An emitter stands within a pixel or so of the middle of its box and its PSF is one, so nothing repeats across a
-    box that a convolution could share, and dense layers cost a third of its time.
+    An emitter stands within a pixel or so of the middle of its box (``Recentring`` sees to it) and its PSF is one,
+    so nothing repeats across a box that a convolution could share, and dense layers cost a third of its time.
     """
 
-    def __init__(self, pixels: int, templates: int, width: int, blocks: int) -> None:
+    def __init__(self, pixels: int, templates: int, width: int, blocks: int, *, beside: int = 0) -> None:
         super().__init__()
         self.outputs = width + templates
-        self.templates = nn.Linear(pixels, templates)
+        self.pixels = pixels
+        self.templates = nn.Linear(pixels + beside, templates)
         self.enter = nn.Linear(templates, width)
         self.blocks = nn.Sequential(*(_Residual(width) for _ in range(blocks)))
 
     def begin_with(self, components: Tensor) -> None:
         """Let the templates be the images' principal components (templates, pixels), which training then turns."""
         with torch.no_grad():
-            self.templates.weight.copy_(components)
+            self.templates.weight.zero_()
+            self.templates.weight[:, : self.pixels] = components
             self.templates.bias.zero_()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) to (B, outputs)."""
-        seen = self.templates(images.flatten(1))
+    def forward(self, images: Tensor, beside: Tensor | None = None) -> Tensor:
+        """(B, C, S, S), and numbers (B, beside) that go with them, to (B, outputs)."""
+        flat = images.flatten(1)
+        seen = self.templates(flat if beside is None else torch.cat([flat, beside], dim=1))
         return torch.cat([silu(self.blocks(silu(self.enter(seen)))), seen], dim=1)
 
 
@@ -128,6 +131,32 @@ class GatedHead(nn.Module):
         return torch.cat([out[:, : self.outputs] + step, out[:, self.outputs :]], dim=1)
 
 
+class Recentring(nn.Module):
+    """Moves boxes by whole pixels, until the emitter stands near their middle.
+
+    Where emitters may stand anywhere in a box, every template would have to be learnt for every place. A small
+    network finds the place to within a pixel first; what is moved in from outside of the box is zero, the mean of
+    the network's input.
+    """
+
+    def __init__(self, inputs: int, side: int) -> None:
+        super().__init__()
+        templates, width = 64, 128
+        self.side = side
+        self.backbone = BoxBackbone(inputs * side**2, templates, width, 2)
+        self.head = GatedHead(width, templates, 2)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (B, C, S, S) to moved ones, and how far the emitters were (B, 2): whole pixels, and as found."""
+        away: Tensor = self.head(self.backbone(images))[:, :2]
+        most = self.side // 2
+        whole = away.detach().round().clamp(-most, most)
+        pixel = torch.arange(self.side, device=images.device)
+        taken = pixel[None, :, None] + whole.long()[:, :, None, None] == pixel  # (B, 2, to, from)
+        by_x, by_y = taken.to(images.dtype).unbind(1)
+        return by_y[:, None] @ images @ by_x[:, None].transpose(2, 3), whole, away
+
+
 class SingleLocalizer(Trainable):
     """Boxes of photo-electrons (B, C, S, S) to estimates (B, 2K): K parameters, then their standard deviations.
 
@@ -140,18 +169,33 @@ class SingleLocalizer(Trainable):
         Channels and side of the boxes.
     templates, width, blocks
         Of ``BoxBackbone``.
+    recentred
+        Whether boxes go through ``Recentring`` first.
     """
 
     backbone: BoxBackbone
 
     def __init__(
-        self, inputs: int, side: int, templates: int, width: int, blocks: int, scaling: SingleScaling
+        self,
+        inputs: int,
+        side: int,
+        templates: int,
+        width: int,
+        blocks: int,
+        scaling: SingleScaling,
+        *,
+        recentred: bool = False,
     ) -> None:
         super().__init__()
         self.scaling = scaling
         self.outputs = len(PARAMETERS) + len(scaling.zernike_rad)
-        self.backbone = BoxBackbone(inputs * side**2, templates, width, blocks)
+        self.recentring = Recentring(inputs, side) if recentred else None
+        self.backbone = BoxBackbone(inputs * side**2, templates, width, blocks, beside=2 if recentred else 0)
         self.head = GatedHead(width, templates, self.outputs)
+
+    def freeze(self) -> None:
+        """Keep the layers between templates and head: another PSF asks for other templates."""
+        self.backbone.blocks.requires_grad_(False)
 
     def input_of(self, photons: Tensor) -> Tensor:
         """What the backbone sees of photo-electrons."""
@@ -160,10 +204,21 @@ class SingleLocalizer(Trainable):
 
     def raw(self, photons: Tensor) -> tuple[Tensor, Tensor]:
         """Means and logarithms of sigmas, (B, K) each, in units of the scaling; levels as logarithms."""
+        return self._raw(photons)[:2]
+
+    def _raw(self, photons: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As ``raw``, and where ``Recentring`` sees the emitters, (B, 2) px from the middle."""
         # In full precision also under autocast: eight bits of mantissa are nanometres of a wide z range.
         with torch.autocast(photons.device.type, enabled=False):
-            out: Tensor = self.head(self.backbone(self.input_of(photons.float())))
-        return out[:, : self.outputs], out[:, self.outputs :].clamp(*_LOG_SIGMA)
+            images, found = self.input_of(photons.float()), None
+            if self.recentring is None:
+                out: Tensor = self.head(self.backbone(images))
+                mean = out[:, : self.outputs]
+            else:
+                images, whole, found = self.recentring(images)
+                out = self.head(self.backbone(images, whole / self.recentring.side))
+                mean = torch.cat([out[:, :2] + whole, out[:, 2 : self.outputs]], dim=1)
+        return mean, out[:, self.outputs :].clamp(*_LOG_SIGMA), found
 
     def forward(self, photons: Tensor) -> Tensor:
         """Estimates in physical units."""
@@ -184,13 +239,18 @@ class SingleLocalizer(Trainable):
 
         Every term has the weight of its own sigma, held constant (Seitzer et al. 2022, beta = 0.5): the optimum
         is that of the likelihood, but parameters that are known well do not drown those still to be learnt.
+        Where boxes are recentred, the pixels by which their places are missed come on top.
         """
-        mean, log_sigma = self.raw(photons)
+        mean, log_sigma, found = self._raw(photons)
         weight = torch.exp(log_sigma.detach())
         away = (mean - targets.aim) / weight
-        error = (mean.detach() - self.scaled(targets.truth)) * torch.exp(-log_sigma)
+        truth = self.scaled(targets.truth)
+        error = (mean.detach() - truth) * torch.exp(-log_sigma)
         terms = weight * 0.5 * (away.square() + error.square()) + weight * log_sigma
-        return {"likelihood": terms.sum(1).mean()}
+        likelihood = terms.sum(1).mean()
+        if found is None:
+            return {"likelihood": likelihood}
+        return {"likelihood": likelihood + smooth_l1_loss(found, truth[:, :2])}
 
     def units(self, truth: Tensor) -> Tensor:
         """(B, K) physical change for a change by one of each of the network's parameters, at ``truth`` (B, K)."""

@@ -19,3 +19,7 @@ class Trainable(nn.Module, ABC):
     @abstractmethod
     def loss(self, photons: Tensor, targets: Any) -> dict[str, Tensor]:
         """Terms of the loss of images (B, C, H, W) in photo-electrons, each a scalar."""
+
+    def freeze(self) -> None:
+        """Keep the backbone as it is in the training to come."""
+        self.backbone.requires_grad_(False)

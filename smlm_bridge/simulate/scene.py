@@ -16,6 +16,54 @@ from smlm_bridge.simulate.background import BackgroundRanges, draw_background
 
 
 @dataclass(frozen=True)
+class SecondRanges:
+    """What is drawn otherwise in the second of two channels; None: as in the first.
+
+    Parameters
+    ----------
+    photon_ratio
+        Photons in channel 2 over those in channel 1, uniform from emitter to emitter; None: the calibration's.
+    blur_nm
+        As in ``Ranges``, drawn for this channel alone; None: every emitter has one blur in both channels.
+    background
+        As in ``Ranges``; it is drawn for this channel alone in any case.
+    read_noise_e
+        As in ``Ranges``, drawn for this channel alone; None: one read noise in both channels.
+
+    Raises
+    ------
+    InputRejected
+        If a range is not two numbers, the lower first, or a value is not physical.
+    """
+
+    photon_ratio: tuple[float, float] | None = None
+    blur_nm: tuple[float, float] | None = None
+    background: BackgroundRanges | None = None
+    read_noise_e: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for part in ("photon_ratio", "blur_nm", "read_noise_e"):
+            low, high = getattr(self, part) or (0.001, 1.0)
+            least, most = (0.001, 1000.0) if part == "photon_ratio" else (0.0, math.inf)
+            if not (least <= low <= high <= most and math.isfinite(high)):
+                raise InputRejected(
+                    f"ranges: channel2 {part} = {low}:{high} must be two numbers, the lower first, from {least:g}."
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """What differs, as plain numbers and lists."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "SecondRanges":
+        """Read what ``to_json`` wrote; see ``Ranges.from_json``."""
+        given = dict(data)
+        if "background" in given:
+            given["background"] = BackgroundRanges(**_checked(BackgroundRanges, given["background"]))
+        return cls(**_checked(cls, given))
+
+
+@dataclass(frozen=True)
 class Ranges:
     """What scenes are drawn from: the training space of a model, and it travels inside the model's file.
 
@@ -43,6 +91,8 @@ class Ranges:
     lifetime_frames
         Mean time that an emitter stays on, in frames, of an exponential law; it goes on and off at any moment, and
         ``photons`` are those of a frame through which it is on. 0: every emitter is on in one frame, all of it.
+    channel2
+        What is drawn otherwise in the second of two channels; ``photons`` are then those of both together.
 
     Raises
     ------
@@ -60,6 +110,7 @@ class Ranges:
     label_min_photons: float = 0.0
     margin_nm: float = 1300.0
     lifetime_frames: float = 0.0
+    channel2: SecondRanges = SecondRanges()
 
     def __post_init__(self) -> None:
         for part in ("z_nm", "density_um2", "blur_nm", "read_noise_e"):
@@ -86,9 +137,12 @@ class Ranges:
     def to_json(self) -> dict[str, Any]:
         """The ranges as plain numbers and lists."""
         data = asdict(self)
-        # Earlier versions know no lifetime, and their checkpoints are compared with this.
+        # Earlier versions know no lifetime and no channel 2, and their checkpoints are compared with this.
         if not self.lifetime_frames:
             del data["lifetime_frames"]
+        del data["channel2"]
+        if second := self.channel2.to_json():
+            data["channel2"] = second
         return data
 
     @classmethod
@@ -102,7 +156,8 @@ class Ranges:
         """
         try:
             background = BackgroundRanges(**_checked(BackgroundRanges, data.get("background", {})))
-            return cls(**_checked(cls, {**data, "background": background}))
+            second = SecondRanges.from_json(data.get("channel2", {}))
+            return cls(**_checked(cls, {**data, "background": background, "channel2": second}))
         except InputRejected:
             raise
         except (TypeError, ValueError, AttributeError) as error:

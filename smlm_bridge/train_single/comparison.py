@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from smlm_bridge.alarm import CrlbAlarm, crlb_alarm
+from smlm_bridge.calibration import Calibration
 from smlm_bridge.fit import FitOptions, fit_boxes
 from smlm_bridge.fit.work import fitted_psf
 from smlm_bridge.model import Run
@@ -32,7 +33,7 @@ class Comparison:
     ----------
     alarms
         By estimator, ``network`` and ``MLE``, the comparison with the bound cell by cell; without the fit where
-        the PSF has no height.
+        the PSF has no height, and of two channels.
     calibration
         By estimator (first index) and nominal share of errors (second), the share found of each parameter.
     boxes, seed
@@ -87,7 +88,9 @@ def compared(trainer: SingleTrainer, run: Run | None = None) -> Comparison:
 
 
 def _fitted(trainer: SingleTrainer, known: HeldOut, network: Floats) -> tuple[Floats, Floats] | None:
-    """Estimates and bounds of fits; NaN where one failed, None where a fit knows no height."""
+    """Estimates and bounds of fits; NaN where one failed, None where a fit knows no height, and of a pair."""
+    if not isinstance(trainer.calibration, Calibration):
+        return None  # boxes of channel 2 are resampled, and a fit wants the pixels as they were recorded
     side, noll = trainer.options.box_px, trainer.ranges.noll
     corners = np.zeros((len(known.photons), 2), int)
     centre = side / 2 * trainer.calibration.optics.pixel_nm
@@ -120,9 +123,9 @@ def _coverage(error: Floats, sigma: Floats, names: tuple[str, ...]) -> pd.DataFr
     return pd.DataFrame(rows, index=pd.Index(_SHARES, name="nominal"), columns=list(names))
 
 
-def boxes_per_cpu_second(run: Run, side: int) -> float:
-    """How many boxes of one channel a network takes in a second of CPU time, of all its threads: the median."""
-    boxes = np.full((_TIMED_BOXES, 1, side, side), 20.0, np.float32)
+def boxes_per_cpu_second(run: Run, side: int, *, channels: int = 1) -> float:
+    """How many boxes a network takes in a second of CPU time, of all its threads: the median."""
+    boxes = np.full((_TIMED_BOXES, channels, side, side), 20.0, np.float32)
     run(boxes)
     spent = []
     for _ in range(_REPEATS):

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from smlm_bridge.camera import Camera
 from smlm_bridge.crlb import Unknowns, crlb
 from smlm_bridge.model import Run
-from smlm_bridge.simulate.render import record, render
-from smlm_bridge.simulate.single import SingleRanges, draw_singles
+from smlm_bridge.simulate.single import SingleRanges
+from smlm_bridge.train_single.targets import bound, together
 from smlm_bridge.train_single.trainer import SingleTrainer
-from smlm_bridge.training import part_of_camera
 
 Floats = NDArray[np.float64]
 
@@ -26,12 +25,12 @@ class HeldOut:
 
     Parameters
     ----------
-    photons : (B, 1, S, S)
-        Photo-electrons.
+    photons : (B, C, S, S)
+        Photo-electrons, channel 2 on the pixels of channel 1.
     truth, bound : (B, K)
         As ``draw_singles`` gives them, and the lowest standard deviations there.
     camera
-        That recorded them, as large as a box.
+        That of the first channel, as large as a box.
     """
 
     photons: NDArray[np.float32]
@@ -45,23 +44,26 @@ def held_out(trainer: SingleTrainer, *, boxes: int = 2000) -> HeldOut:
 
     The bound takes the background for constant within a box.
     """
-    known, ranges, side = trainer.calibration, trainer.ranges, trainer.options.box_px
+    side, ranges = trainer.options.box_px, trainer.ranges
     generator = torch.Generator(trainer.device).manual_seed(trainer.options.seed + 1)
-    scene, truth = draw_singles(ranges, generator, boxes=boxes, side=side, pixel_nm=known.optics.pixel_nm)
-    camera = part_of_camera(known.camera, (side, side), generator)
-    counts = record(scene, render(scene, trainer.psf), camera, generator).cpu().numpy()
-    bound = crlb(
-        trainer.psf,
-        camera,
-        scene.xyz_nm,
-        scene.photons,
-        truth[:, 4],
-        shape=(side, side),
-        blur_nm=scene.blur_nm,
-        unknowns=Unknowns(zernike=ranges.noll),
-    )
-    photons = camera.to_photons(counts)[:, None]
-    return HeldOut(photons, truth.double().cpu().numpy(), bound.double().cpu().numpy(), camera)
+    scene, truth = trainer.draw(boxes, generator)
+    views = trainer.instrument.views(scene, generator)
+    photons = torch.stack([view.on_first(view.recorded(view.expected(), generator)) for view in views], dim=1)
+    camera = views[0].camera
+    if trainer.channels > 1:
+        lowest = bound(together([trainer.expected(view, scene) for view in views]), truth.shape[1])
+    else:
+        lowest = crlb(
+            trainer.psf,
+            camera,
+            scene.xyz_nm,
+            scene.photons,
+            truth[:, 4],
+            shape=(side, side),
+            blur_nm=scene.blur_nm,
+            unknowns=Unknowns(zernike=ranges.noll),
+        )
+    return HeldOut(photons.cpu().numpy(), truth.double().cpu().numpy(), lowest.double().cpu().numpy(), camera)
 
 
 def single_scores(trainer: SingleTrainer, run: Run | None = None, *, boxes: int = 2000) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def single_scores(trainer: SingleTrainer, run: Run | None = None, *, boxes: int 
     trainer
         Its ranges, PSF and camera make the boxes.
     run
-        What is scored, photo-electrons (B, 1, S, S) to estimates (B, 2K); None for the network as it is now.
+        What is scored, photo-electrons (B, C, S, S) to estimates (B, 2K); None for the network as it is now.
     boxes
         How many.
 

@@ -7,12 +7,14 @@ image (Le Cam 1956), and its mean is the truth. It needs the score, the slope of
 which whoever simulates an image knows (Brehmer et al. 2020, PNAS 117:5242, train on it).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from smlm_bridge.camera import Camera
+from smlm_bridge.crlb import bound_of
 from smlm_bridge.simulate.scene import Scene
 
 _LEAST_VARIANCE = 1e-3
@@ -43,6 +45,39 @@ class Expected:
         read = torch.as_tensor(camera.read_noise_e).to(mean).square()
         read = (read + scene.read_noise_e[:, None, None].square()) / camera.em_gain**2
         return cls(mean, camera.excess_noise_factor * mean + read, slopes.to(mean))
+
+
+def together(parts: Sequence[Expected]) -> Expected:
+    """The images of an emitter in all channels as one, all pixels in a row.
+
+    ``slopes`` are by the parameters of the first channel, and then by the backgrounds of the others.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    slopes = []
+    for number, part in enumerate(parts):
+        known, own = part.slopes[:, :5], torch.zeros_like(part.slopes[:, :1])
+        others = [own] * (len(parts) - 1)
+        if number:
+            others[number - 1] = known[:, 4:]
+            known = torch.cat([known[:, :4], own], dim=1)
+        slopes.append(torch.cat([known, *others], dim=1))
+    return Expected(
+        beside([part.photons for part in parts]), beside([part.variance for part in parts]), beside(slopes)
+    )
+
+
+def beside(images: Sequence[Tensor]) -> Tensor:
+    """Images (..., h, w) of several sizes as one (..., 1, P); of one alone, the image."""
+    if len(images) == 1:
+        return images[0]
+    return torch.cat([image.flatten(-2) for image in images], dim=-1)[..., None, :]
+
+
+def bound(seen: Expected, parameters: int) -> Tensor:
+    """(B, parameters) lowest standard deviations of the first parameters, all of them estimated together."""
+    slopes = (seen.slopes / seen.variance.clamp_min(_LEAST_VARIANCE).sqrt()[:, None]).flatten(2).double()
+    return bound_of(slopes @ slopes.mT)[:, :parameters]
 
 
 def efficient_step(photons: Tensor, seen: Expected, units: Tensor) -> Tensor:

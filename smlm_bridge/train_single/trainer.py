@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from smlm_bridge.camera import Camera
+from smlm_bridge.calibration import Calibration
 from smlm_bridge.crlb import Unknowns, derivatives
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.fit.aberrations import AberratedPSF
@@ -20,14 +21,18 @@ from smlm_bridge.networks.single import (
     SingleScaling,
     SingleTargets,
 )
+from smlm_bridge.pair import PairCalibration
 from smlm_bridge.psf.protocol import PSF
-from smlm_bridge.simulate.render import record, render
+from smlm_bridge.simulate.instrument import View
 from smlm_bridge.simulate.scene import Scene
 from smlm_bridge.simulate.single import SingleRanges, draw_singles
 from smlm_bridge.train import LEAST_Z_RANGE_NM, training_psf
-from smlm_bridge.train_single.targets import Expected, efficient_step
-from smlm_bridge.training import LoopOptions, Training, part_of_camera
+from smlm_bridge.train_single.targets import Expected, beside, efficient_step, together
+from smlm_bridge.training import LoopOptions, Training
 
+#: Options of a training that starts from another and has little to learn: 5000 emitters, each recorded 16 times.
+ADAPTING = {"samples": 80_000, "batch": 128, "learning_rate": 2e-3, "recordings": 16}
+RECENTRED_FROM_PX = 1.5  # emitters that stand further from the middle of their box are brought there first
 _SCALING_BOXES = 1024
 _TABLE_MARGIN_PX, _BLUR_REACH = 2.0, 3.5
 
@@ -93,72 +98,112 @@ class SingleTrainer(Training[SingleLocalizer, SingleOptions, SingleRanges]):
     shape_options: ClassVar[tuple[str, ...]] = ("box_px", "templates", "width", "blocks")
 
     def draw_batch(self) -> tuple[Tensor, SingleTargets]:
-        """Simulated boxes in photo-electrons (B, 1, S, S), and what to learn from them."""
-        side, times = self.options.box_px, self.options.recordings
-        scene, truth = self._draw(self.options.batch // times)
-        camera = part_of_camera(self.calibration.camera, (side, side), self.generator)
-        seen = self._expected(scene, camera)
-        repeated = replace(scene, read_noise_e=scene.read_noise_e.repeat(times))
-        counts = record(repeated, seen.photons.repeat(times, 1, 1), camera, self.generator)
-        offset, gain = (torch.as_tensor(v).to(counts) for v in (camera.offset, camera.e_per_adu))
-        photons = (counts - offset) * (gain / camera.em_gain)
-        step = efficient_step(photons.reshape(times, -1, side, side), seen, self.network.units(truth))
-        aim = self.network.scaled(truth) + step
-        return photons[:, None], SingleTargets(truth.repeat(times, 1), aim.flatten(0, 1))
+        """Simulated boxes in photo-electrons (B, C, S, S), and what to learn from them."""
+        times = self.options.recordings
+        scene, truth = self.draw(self.options.batch // times, self.generator)
+        views = self.instrument.views(scene, self.generator)
+        parts = [self.expected(view, scene) for view in views]
+        recorded = [
+            _repeated(view, times).recorded(part.photons.repeat(times, 1, 1), self.generator)
+            for view, part in zip(views, parts, strict=True)
+        ]
+        photons = torch.stack(
+            [view.on_first(image) for view, image in zip(views, recorded, strict=True)], dim=1
+        )
+        # The step is that of the pixels as they were recorded: resampled ones share their noise.
+        seen, units = together(parts), self.network.units(truth)
+        units = torch.cat([units, *(units[:, 4:5] for _ in parts[1:])], dim=1)
+        step = efficient_step(
+            beside([image.reshape(times, -1, *image.shape[1:]) for image in recorded]), seen, units
+        )
+        aim = self.network.scaled(truth) + step[..., : truth.shape[1]]
+        return photons, SingleTargets(truth.repeat(times, 1), aim.flatten(0, 1))
 
-    def _expected(self, scene: Scene, camera: Camera) -> Expected:
-        """Expected images, their noise, and their derivatives by all parameters."""
-        side = self.options.box_px
+    def draw(
+        self, boxes: int, generator: torch.Generator, ranges: SingleRanges | None = None
+    ) -> tuple[Scene, Tensor]:
+        """Boxes and their truth, see ``draw_singles``; of the training's ranges or of others."""
+        side, pixel_nm = self.options.box_px, self.calibration.optics.pixel_nm
+        return draw_singles(ranges or self.ranges, generator, boxes=boxes, side=side, pixel_nm=pixel_nm)
+
+    def expected(self, view: View, scene: Scene) -> Expected:
+        """Expected images of a channel, their noise, and their derivatives by the parameters of the network.
+
+        ``scene`` is what was drawn: photons of all channels, positions in the first.
+        """
+        seen = view.scene
         with torch.no_grad():
             light, slopes = derivatives(
-                self.psf,
-                scene.xyz_nm,
-                scene.photons,
-                shape=(side, side),
-                blur_nm=scene.blur_nm,
+                view.psf,
+                seen.xyz_nm,
+                seen.photons,
+                shape=(seen.background.shape[1], seen.background.shape[2]),
+                blur_nm=seen.blur_nm,
                 unknowns=Unknowns(zernike=self.ranges.noll),
             )
-        return Expected.of(scene, camera, light, slopes)
+        if self.channels > 1:
+            by_x, by_y = _turned(slopes[:, :2], scene, view)
+            share = (seen.photons / scene.photons)[:, None, None]
+            slopes = torch.stack([by_x, by_y, slopes[:, 2], slopes[:, 3] * share, slopes[:, 4]], dim=1)
+        return Expected.of(seen, view.camera, light, slopes)
 
-    def _draw(self, boxes: int) -> tuple[Scene, Tensor]:
-        side, pixel_nm = self.options.box_px, self.calibration.optics.pixel_nm
-        return draw_singles(self.ranges, self.generator, boxes=boxes, side=side, pixel_nm=pixel_nm)
-
-    def _psf(self) -> PSF:
+    def _psf(self, channel: Calibration) -> PSF:
         if self.ranges.noll:
-            return AberratedPSF.over(self.calibration.psf(device=self.device), self.ranges.noll)
+            if self.channels > 1:
+                raise InputRejected(
+                    "aberrations (zernike_rad of the ranges) are asked of one channel; this is a pair. Leave them "
+                    "out."
+                )
+            return AberratedPSF.over(channel.psf(device=self.device), self.ranges.noll)
         # As far as from an emitter at the edge of its range to the far edge of its box.
-        blur_nm = math.hypot(self.calibration.blur_nm, self.ranges.blur_nm[1])
+        blur_nm = math.hypot(channel.blur_nm, self.ranges.blur_nm[1])
         reach = self.options.box_px / 2 + self.ranges.wander_px + _TABLE_MARGIN_PX
-        reach += _BLUR_REACH * blur_nm / self.calibration.optics.pixel_nm
-        return training_psf(self.calibration, self.ranges, reach_px=math.ceil(reach), device=self.device)
+        reach += _BLUR_REACH * blur_nm / channel.optics.pixel_nm
+        if isinstance(self.calibration, PairCalibration):  # its part of channel 2 is larger than the box
+            turn = self.calibration.transform.slopes([self.calibration.transform.centre_nm])[0]
+            reach = reach * max(1.0, float(np.abs(turn).sum(axis=1).max())) + _TABLE_MARGIN_PX
+        return training_psf(channel, self.ranges, reach_px=math.ceil(reach), device=self.device)
 
     def _network(self, scaling: SingleScaling) -> SingleLocalizer:
         options = self.options
+        recentred = self.ranges.wander_px > RECENTRED_FROM_PX
         network = SingleLocalizer(
-            1, options.box_px, options.templates, options.width, options.blocks, scaling
+            self.channels,
+            options.box_px,
+            options.templates,
+            options.width,
+            options.blocks,
+            scaling,
+            recentred=recentred,
         )
-        network.backbone.begin_with(self._components(network))
+        near = replace(self.ranges, wander_px=1.0) if recentred else self.ranges
+        network.backbone.begin_with(self._components(network, near, options.templates))
+        if network.recentring is not None:
+            finder = network.recentring.backbone
+            finder.begin_with(self._components(network, self.ranges, len(finder.templates.weight)))
         return network
 
-    def _components(self, network: SingleLocalizer) -> Tensor:
-        """(templates, pixels) principal components of images without noise, as the network sees them."""
+    def _components(self, network: SingleLocalizer, ranges: SingleRanges, count: int) -> Tensor:
+        """(count, pixels) principal components of images without noise, as the network sees them."""
         state = self.generator.get_state()
-        scene, _ = self._draw(max(_SCALING_BOXES, 2 * self.options.templates))
-        images = network.input_of(render(scene, self.psf)[:, None]).flatten(1).float().cpu()
+        scene, _ = self.draw(max(_SCALING_BOXES, 2 * count), self.generator, ranges)
+        views = self.instrument.views(scene, self.generator)
+        channels = torch.stack([view.on_first(view.expected()) for view in views], dim=1)
+        images = network.input_of(channels).flatten(1).float().cpu()
         self.generator.set_state(state)
-        _, _, components = torch.svd_lowrank(images - images.mean(0), q=self.options.templates, niter=2)
+        _, _, components = torch.svd_lowrank(images - images.mean(0), q=count, niter=2)
         return components.T
 
     def _scaling(self) -> SingleScaling:
         """Input statistics from simulated boxes; output units from the ranges."""
         ranges = self.ranges
         state = self.generator.get_state()
-        scene, truth = self._draw(_SCALING_BOXES)
-        boxes = stabilise(self._photons(scene), self._read_variance())
+        scene, truth = self.draw(_SCALING_BOXES, self.generator)
+        noise = self.instrument.read_variance
+        boxes = stabilise(self.instrument.photons(scene, self.generator), noise)
         self.generator.set_state(state)
         return SingleScaling(
-            read_variance=self._read_variance(),
+            read_variance=noise,
             input_shift=float(boxes.mean()),
             input_scale=float(boxes.std().clamp_min(1.0)),
             pixel_nm=self.calibration.optics.pixel_nm,
@@ -168,3 +213,19 @@ class SingleTrainer(Training[SingleLocalizer, SingleOptions, SingleRanges]):
             background=float(truth[:, 4].mean().clamp_min(0.1)),
             zernike_rad=tuple((high - low) / 2 for _, low, high in ranges.zernike_rad),
         )
+
+
+def _repeated(view: View, times: int) -> View:
+    """A channel that records every scene several times."""
+    noise = view.scene.read_noise_e.repeat(times)
+    return replace(view, scene=replace(view.scene, read_noise_e=noise))
+
+
+def _turned(slopes: Tensor, scene: Scene, view: View) -> tuple[Tensor, Tensor]:
+    """Derivatives by x and y of channel 1, of those by x and y of a channel (B, 2, h, w)."""
+    if view.resampling is None:
+        return slopes[:, 0], slopes[:, 1]
+    turn = view.resampling.transform.slopes(scene.xyz_nm[:, :2].double().cpu().numpy())
+    matrix = torch.as_tensor(turn, dtype=slopes.dtype, device=slopes.device)
+    turned = torch.einsum("bij,bihw->bjhw", matrix, slopes)
+    return turned[:, 0], turned[:, 1]
