@@ -4,8 +4,8 @@
 
 Optics as in shared/data/README.md; always from scratch, without the masks. RRSE and mean correlation of a slice
 are over all slices and pixels of the stack, the model set to 0 below the stack's threshold. Seconds are CPU
-seconds of one thread beside wall seconds; on two idle cores the wall time lies between half and all of the CPU
-seconds. "odd" is fitted on the even slices and scored on the odd ones.
+seconds of one thread beside wall seconds; on an idle core the two are equal. The first run of all compiles, some
+ten seconds. "odd" is fitted on the even slices and scored on the odd ones.
 """
 
 import argparse

@@ -20,8 +20,9 @@ from smlm_bridge.psf.pupil_psf import PupilPSF  # noqa: E402
 from smlm_bridge.retrieve import Retrieval, RetrieveOptions, retrieve  # noqa: E402
 from smlm_bridge.retrieve.checks import bead_centre, censoring_threshold, check_stack  # noqa: E402
 from smlm_bridge.retrieve.chi2 import Chi2  # noqa: E402
+from smlm_bridge.retrieve.descent import descend  # noqa: E402
 from smlm_bridge.retrieve.find import find_beads  # noqa: E402
-from smlm_bridge.retrieve.intensity import Intensity, Transform, half_transform  # noqa: E402
+from smlm_bridge.retrieve.intensity import Filter, Intensity, Transform, half_transform  # noqa: E402
 from smlm_bridge.retrieve.jitter import registered  # noqa: E402
 from smlm_bridge.retrieve.joint import outliers, reweighted  # noqa: E402
 from smlm_bridge.retrieve.model import BeadModel, Parameters  # noqa: E402
@@ -120,36 +121,45 @@ def test_gradient_is_the_finite_difference(name: str) -> None:
     assert float((ahead - behind) / (2 * step)) == pytest.approx(float(gradient.norm()), rel=0.02)
 
 
-@pytest.mark.parametrize("shape", [(9, 12), (12, 9), (8, 8), (11, 11)])
-def test_intensity_is_the_plain_transform(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("points", "pixels"), [((9, 12), (7, 6)), ((12, 9), (5, 9)), ((8, 11), (8, 8))])
+def test_intensity_is_the_plain_transform(points: tuple[int, int], pixels: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     k_axis = (torch.arange(10) - 4.5) * 2e-3
-    y, x = ((torch.arange(n) - (n - 1) / 2) * 100.0 for n in shape)
+    y, x = ((torch.arange(n) - (n - 1) / 2) * 100.0 for n in points)
     base = torch.complex(*torch.randn(2, 3, 10, 10, generator=generator))
     log_amplitude = (0.2 * torch.randn(10, 10, generator=generator)).requires_grad_()
     phase = torch.randn(10, 10, generator=generator).requires_grad_()
-    focus = torch.tensor([200.0, -300.0], requires_grad=True)
-    xy = torch.tensor([[30.0, -20.0], [-50.0, 10.0]], requires_grad=True)
-    kz = 0.016 - 5.0 * (k_axis.square()[:, None] + k_axis.square())
-    optics = Transform(
-        base,
-        kz,
-        k_axis,
-        half_transform(y, k_axis),
-        half_transform(x, k_axis),
-        (shape[0] % 2 == 1, shape[1] % 2 == 1),
+    moved = torch.tensor([[200.0, 30.0, -20.0], [-300.0, -50.0, 10.0], [5.0, 0.0, 9.0]])
+    moved = moved.repeat(2, 1).requires_grad_()  # more than go through the products together
+    log_blur, scale = (
+        torch.full((1,), math.log(90.0), requires_grad=True),
+        torch.tensor(3.0, requires_grad=True),
     )
-    upstream = torch.rand(2, *shape, generator=generator)
-    got = Intensity.apply(log_amplitude, phase, focus, xy, optics)
+    kz = 0.016 - 5.0 * (k_axis.square()[:, None] + k_axis.square())
+    halves = [half_transform(at, k_axis) for at in (y, x)]
+    optics = Transform(base, kz, k_axis, *halves, pixels)
+    apart = [
+        (torch.arange(n)[:, None] - (n - 1) / 2) * 110.0 - at for n, at in zip(pixels, (y, x), strict=True)
+    ]
+
+    def filters(log_blur: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.exp(-0.5 * (d / torch.exp(log_blur)).square()) for d in apart]
+
+    weights = filters(log_blur.detach())
+    slopes = [w * (d / 90.0).square() for w, d in zip(weights, apart, strict=True)]
+    both = tuple(Filter.of(w, s) for w, s in zip(weights, slopes, strict=True))
+    upstream = torch.rand(6, *pixels, generator=generator)
+    got = Intensity.apply(log_amplitude, phase, moved, log_blur, scale, optics, both)
     to_y, to_x = (torch.polar(torch.ones_like(a), a) for a in (y[:, None] * k_axis, x[:, None] * k_axis))
-    angle = phase - kz * focus[:, None, None]
-    angle = angle - (k_axis * xy[:, 1:])[:, :, None] - (k_axis * xy[:, :1])[:, None]
+    focus, at_x, at_y = moved.T[:, :, None, None]
+    angle = phase - kz * focus - k_axis[:, None] * at_y - k_axis * at_x
     pupils = base * torch.polar(torch.exp(log_amplitude).expand_as(angle), angle)[:, None]
-    want = (to_y @ pupils @ to_x.T).abs().square().sum(1)
+    along_y, along_x = filters(log_blur)
+    want = scale * (along_y @ (to_y @ pupils @ to_x.T).abs().square().sum(1) @ along_x.T)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.detach().max()))
-    free = (log_amplitude, phase, focus, xy)
-    both = [torch.autograd.grad((v * upstream).sum(), free) for v in (got, want)]
-    for ours, plain in zip(*both, strict=True):
+    free = (log_amplitude, phase, moved, log_blur, scale)
+    gradients = [torch.autograd.grad((v * upstream).sum(), free) for v in (got, want)]
+    for ours, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
 
 
@@ -358,6 +368,39 @@ def test_jitter_is_found(threshold: float | None) -> None:
     torch.testing.assert_close(line.T @ got.shift_nm, torch.zeros(2, 2), rtol=0.0, atol=1e-3)
 
 
+def test_gradient_of_the_prior_is_the_finite_difference() -> None:
+    model, p = parameters()
+    maps = [p.phase.clone().requires_grad_(), p.log_amplitude.clone().requires_grad_()]
+    gradients = torch.autograd.grad(prior(model, replace(p, phase=maps[0], log_amplitude=maps[1])), maps)
+    for name, gradient in zip(("phase", "log_amplitude"), gradients, strict=True):
+        step = 0.1 * gradient / gradient.norm()
+        ahead, behind = (prior(model, replace(p, **{name: getattr(p, name) + s * step})) for s in (1, -1))
+        assert float(ahead - behind) == pytest.approx(0.2 * float(gradient.norm()), rel=0.01)
+
+
+def test_descent_finds_the_valley_and_counts() -> None:
+    """Rosenbrock's function, which is not a number beyond 1.5: neither overlong steps nor the valley stop it."""
+    calls = []
+
+    def valley(at: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+        calls.append(at)
+        x, y = at.astype(float)
+        value = (1 - x) ** 2 + 100 * (y - x * x) ** 2 if x < 1.5 else math.nan
+        slope = [-2 * (1 - x) - 400 * x * (y - x * x), 200 * (y - x * x)]
+        return value, np.array(slope, np.float32)
+
+    start = np.array([-1.2, 1.0], np.float32)
+    descend(valley, start, iterations=200, evaluations=250)
+    assert min(np.abs(at - 1).max() for at in calls) < 1e-3
+    assert len(calls) < 100
+    calls.clear()
+    descend(valley, start, iterations=200, evaluations=7)
+    assert len(calls) == 7
+    calls.clear()
+    descend(valley, np.ones(2, np.float32), iterations=200, evaluations=7)
+    assert len(calls) == 1
+
+
 def test_prior_does_not_see_whole_turns() -> None:
     model, p = parameters()
     turned = replace(p, phase=p.phase + 2 * math.pi * (torch.arange(48) > 20))
@@ -410,8 +453,15 @@ def test_calibration_renders_what_was_fitted(found: Retrieval) -> None:
     assert np.abs(got - want).max() < 0.02 * want.max()
 
 
-def test_same_seed_same_answer_and_progress_ends() -> None:
+def test_same_seed_same_answer_on_one_thread_and_progress_ends() -> None:
     steps: list[tuple[int, int]] = []
+    threads = []
+
+    def on_step(done: int, total: int) -> None:
+        steps.append((done, total))
+        threads.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
     options = RetrieveOptions(
         2 * STEP_NM,
         random_starts=1,
@@ -422,9 +472,10 @@ def test_same_seed_same_answer_and_progress_ends() -> None:
     )
     stack = simulated()[::2, 7:28, 7:28]
     mask = Pupil.flat(48, TRUTH)
-    first = retrieve(stack, OPTICS, options, initial=mask, on_step=lambda *step: steps.append(step))
+    first = retrieve(stack, OPTICS, options, initial=mask, on_step=on_step)
     second = retrieve(stack, OPTICS, options, initial=mask)
     np.testing.assert_array_equal(first.model_stack, second.model_stack)
+    assert (set(threads), torch.get_num_threads()) == ({1}, before)
     assert steps[-1][0] == steps[-1][1]
     assert all(a[0] <= b[0] <= b[1] for a, b in pairwise(steps))
     assert first.held_out is not None
@@ -558,6 +609,7 @@ def test_stacks_that_cannot_be_used(change: Any, message: str) -> None:
         {"z_step_nm": -100.0, "first_focus_nm": math.inf},
         {"z_step_nm": -100.0, "bead_diameter_nm": -1.0},
         {"z_step_nm": -100.0, "pupil_samples": 8},
+        {"z_step_nm": -100.0, "pupil_samples": 65},
         {"z_step_nm": -100.0, "iterations": 0},
     ],
 )

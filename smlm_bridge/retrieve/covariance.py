@@ -15,7 +15,7 @@ from smlm_bridge.retrieve.result import REPORTED_NOLL, Uncertainty
 
 _STEP_RAD, _STEP_POSITION, _STEP_FOCUS, _STEP_BLUR = 0.02, 0.1, 0.05, 0.02
 _SPHERICAL = 11
-_SLICES = 16  # the information is scaled up to all of them
+_SLICES = 10  # the information is scaled up to all of them
 
 
 def uncertainty(model: BeadModel, p: Parameters, data: BeadData, *, slices: int) -> Uncertainty:

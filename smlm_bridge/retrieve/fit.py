@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -45,6 +46,21 @@ class _Progress:
             self._on_step(self._total, self._total)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch with a single thread: the products are so small that two spend their time waiting for each other.
+
+    The answer then does not depend on the machine either: threads add up in another order.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def retrieve(
     stack_zyx: NDArray[np.generic] | Sequence[NDArray[np.generic]],
     optics: Optics,

@@ -6,6 +6,7 @@ pupil, and blur, bead and pixel are one separable filter that is exact for the b
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,11 +19,14 @@ from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.optics.propagate import pupil_field
 from smlm_bridge.optics.pupil import Pupil
 from smlm_bridge.optics.zernike import zernike_basis
-from smlm_bridge.retrieve.intensity import Intensity, Transform, half_transform
+from smlm_bridge.retrieve.intensity import Filter, Intensity, Transform, half_transform
 
 ZERNIKE_NOLL = tuple(range(5, 67))  # piston, tilts and defocus are bead position and focus instead
 RADIAL_NOLL = (4, 11, 22)
-_MARGIN_PX = 2  # light just outside the window that blur and pixels bring in
+# One sample and the next, along y and along x.
+NEIGHBOURS = ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:]))
+_MARGIN_PX = range(2, 10)  # light just outside the window that blur and pixels bring in
+_AT_ONCE = 8  # numbers that a processor computes together
 _DRIFT_SCALE_NM = 30.0  # brings the geometry to the size of a phase in rad, for the optimiser's sake
 _FOCUS_SCALE_NM = 100.0
 _START_BLUR_NM = 90.0
@@ -159,19 +163,23 @@ class BeadModel:
             self.k_axis,
             self._to_points(shape[0]),
             self._to_points(shape[1]),
-            (self._fine(shape[0]) % 2 == 1, self._fine(shape[1]) % 2 == 1),
+            shape,
         )
         self._filters = [self._filter(count) for count in shape]
 
+    @cached_property
+    def neighbours(self) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+        """Along y and x, of each sample and the next: the light of the darker one, and whether both have any."""
+        power, inside = self.power.numpy(), self.inside.numpy()
+        return [(np.minimum(power[a], power[b]), inside[a] & inside[b]) for a, b in NEIGHBOURS]
+
     def total_phase(self, p: Parameters) -> Tensor:
         """(N, N) phase in rad."""
-        phase: Tensor = p.phase + torch.tensordot(p.zernike, self.zernikes, 1)
-        return phase
+        return _with_modes(p.phase, p.zernike, self.zernikes)
 
     def total_log_amplitude(self, p: Parameters) -> Tensor:
         """(N, N) logarithm of the amplitude transmission."""
-        log_amplitude: Tensor = p.log_amplitude + torch.tensordot(p.radial, self.radials, 1)
-        return log_amplitude
+        return _with_modes(p.log_amplitude, p.radial, self.radials)
 
     def position_nm(self, p: Parameters, travel: Tensor, bead: Tensor | None = None) -> Tensor:
         """(E, 2) x, y of a bead from its window's centre; ``travel`` (E,) runs from -1 to 1."""
@@ -201,11 +209,13 @@ class BeadModel:
         focus = focus_nm + (
             offset[torch.zeros_like(focus_nm, dtype=torch.long)] if bead is None else offset[bead]
         )
-        density: Tensor = Intensity.apply(log_amplitude, self.total_phase(p), focus, xy, self._transform)
         dk = float(self.k_axis[1] - self.k_axis[0])
-        filters = [self._filter_weights(f, p) for f in self._filters]
-        scale = (dk / (2 * math.pi)) ** 2 * self.optics.pixel_nm**2
-        return filters[0] @ density @ filters[1].T * (scale / power)
+        scale = (dk / (2 * math.pi)) ** 2 * self.optics.pixel_nm**2 / power
+        moved = torch.cat([focus[:, None], xy], 1)
+        images: Tensor = Intensity.apply(
+            log_amplitude, self.total_phase(p), moved, p.log_blur, scale, self._transform, self._blurred(p)
+        )
+        return images
 
     def gauge_terms(self) -> NDArray[np.float64]:
         """(3, N, N) phases of a bead 1 nm further along x and y, and of a focus 1 nm further in."""
@@ -219,7 +229,15 @@ class BeadModel:
         return half_transform(points, self.k_axis)
 
     def _fine(self, count: int) -> int:
-        return (count + 2 * _MARGIN_PX) * self._oversampling
+        return (count + 2 * self._margin(count)) * self._oversampling
+
+    def _margin(self, count: int) -> int:
+        """Pixels; of half of all points, which the transform computes, few or none are left over."""
+
+        def left_over(margin: int) -> int:
+            return math.ceil((count + 2 * margin) * self._oversampling / 2) % _AT_ONCE
+
+        return min(_MARGIN_PX, key=lambda margin: (-left_over(margin) % _AT_ONCE, margin))
 
     def _filter(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Frequencies, cosines over the lags, and the lag of each pair of pixel and sample."""
@@ -229,19 +247,35 @@ class BeadModel:
         step = torch.full_like(frequency, 2 * nyquist / fine)
         step[[0, -1]] /= 2
         # Distance from pixel to sample in half samples, which are whole numbers for every oversampling.
-        pixel = 2 * self._oversampling * torch.arange(_MARGIN_PX, count + _MARGIN_PX) + self._oversampling - 1
+        pixel = 2 * torch.arange(count) + (2 * self._margin(count) + 1)
+        pixel = pixel * self._oversampling - 1
         lag = (pixel[:, None] - 2 * torch.arange(fine)).abs()
         distance = torch.arange(int(lag.max()) + 1) * (self._pitch_nm / 2)
         cosines = torch.cos(2 * math.pi * distance[:, None] * frequency) * step * self._pitch_nm
         return frequency, cosines, lag
 
-    def _filter_weights(self, parts: tuple[Tensor, Tensor, Tensor], p: Parameters) -> Tensor:
-        frequency, cosines, lag = parts
-        variance = p.blur_nm.square() + self.bead_sigma_nm**2
-        transfer = torch.exp(-2 * math.pi**2 * variance * frequency.square())
-        if self.optics.pixel_integration:
-            transfer = transfer * torch.sinc(frequency * self.optics.pixel_nm)
-        return (cosines @ transfer)[lag]
+    def _blurred(self, p: Parameters) -> tuple[Filter, Filter]:
+        """What blur, bead and pixel make of the light along y and x."""
+        known: dict[int, Filter] = {}
+        variance, blur2 = self.bead_sigma_nm**2, p.blur_nm.detach().square()
+        for count, (frequency, cosines, lag) in zip(self.shape, self._filters, strict=True):
+            if count in known:
+                continue
+            decay = 2 * math.pi**2 * frequency.square()
+            transfer = torch.exp(-decay * (blur2 + variance))
+            if self.optics.pixel_integration:
+                transfer = transfer * torch.sinc(frequency * self.optics.pixel_nm)
+            parts = cosines @ torch.stack([transfer, -2 * decay * blur2 * transfer], 1)
+            known[count] = Filter.of(parts[:, 0][lag], parts[:, 1][lag])
+        return known[self.shape[0]], known[self.shape[1]]
+
+
+def _with_modes(samples: Tensor, coefficients: Tensor, modes: Tensor) -> Tensor:
+    """(N, N) samples plus modes (J, N, N); of a pixel-wise fit there are none, and it asks a thousand times."""
+    if not coefficients.requires_grad and not coefficients.any():
+        return samples
+    total: Tensor = samples + torch.tensordot(coefficients, modes, 1)
+    return total
 
 
 def _layers(diameter_nm: float) -> int:

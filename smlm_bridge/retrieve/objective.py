@@ -10,12 +10,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from smlm_bridge.retrieve.chi2 import ACTIVE_SET_PASSES, Chi2
-from smlm_bridge.retrieve.model import BeadModel, Parameters
+from smlm_bridge.retrieve.descent import Vector, descend
+from smlm_bridge.retrieve.model import NEIGHBOURS, BeadModel, Parameters
 
 _SMOOTHING_PX = 5
 _SPREAD_WEIGHT, _SPREAD_WIDTH = 3.0, 1 / 64  # width in units of the sampled square
@@ -188,18 +191,42 @@ def log_likelihood(misfit_value: float, data: BeadData) -> float:
 
 def prior(model: BeadModel, p: Parameters) -> Tensor:
     """Smoothness of the phase (of its phasor, so that wraps are free) and of the log amplitude."""
-    phase, amplitude = model.total_phase(p), model.total_log_amplitude(p)
-    area = model.inside.sum()
-    total = _AMPLITUDE_SIZE_PRIOR * (amplitude.square() * model.inside).sum() / area
-    for axis in (0, 1):
-        n = model.samples
-        first, second = (t.narrow(axis, 0, n - 1) for t in (model.power, model.inside))
-        light = torch.minimum(first, model.power.narrow(axis, 1, n - 1))
-        pairs = second & model.inside.narrow(axis, 1, n - 1)
-        turn = 2 * (1 - torch.cos(torch.diff(phase, dim=axis)))
-        total = total + _PHASE_PRIOR * (light * turn).sum() / area
-        total = total + _AMPLITUDE_PRIOR * (pairs * torch.diff(amplitude, dim=axis).square()).sum() / area
-    return total
+    value: Tensor = _Roughness.apply(model.total_phase(p), model.total_log_amplitude(p), model)
+    return value
+
+
+class _Roughness(torch.autograd.Function):
+    """``prior`` with its gradient in one sweep."""
+
+    @staticmethod
+    def forward(ctx: Any, phase: Tensor, log_amplitude: Tensor, model: BeadModel) -> Tensor:
+        """Of (N, N) phase and log amplitude."""
+        amplitude, inside = log_amplitude.numpy(), model.inside.numpy()
+        area = np.float32(inside.sum())
+        cosine, sine = np.cos(phase.numpy()), np.sin(phase.numpy())
+        for_amplitude = (2 * _AMPLITUDE_SIZE_PRIOR / area) * amplitude * inside
+        for_phase = np.zeros_like(cosine)
+        total = 0.5 * float((for_amplitude * amplitude).sum())
+        for axis, (light, pairs) in enumerate(model.neighbours):
+            first, second = NEIGHBOURS[axis]
+            weight = (2 * _PHASE_PRIOR / area) * light
+            along = cosine[first] * cosine[second] + sine[first] * sine[second]
+            total += float((weight * (1 - along)).sum())
+            slope = weight * (sine[second] * cosine[first] - cosine[second] * sine[first])
+            for_phase[second] += slope
+            for_phase[first] -= slope
+            change = amplitude[second] - amplitude[first]
+            slope = (2 * _AMPLITUDE_PRIOR / area) * pairs * change
+            total += 0.5 * float((slope * change).sum())
+            for_amplitude[second] += slope
+            for_amplitude[first] -= slope
+        ctx.gradients = (torch.from_numpy(for_phase), torch.from_numpy(for_amplitude))
+        return phase.new_tensor(total)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """As found on the way forward."""
+        return (*(gradient * upstream[0] for gradient in ctx.gradients), None)
 
 
 GEOMETRY = ("position", "focus", "log_blur")
@@ -221,6 +248,40 @@ def _spread(samples: int) -> Tensor:
     return 1 + _SPREAD_WEIGHT * torch.exp(-2 * (math.pi * _SPREAD_WIDTH) ** 2 * cycles)
 
 
+class _Steps:
+    """Steps away from a starting point as one vector, in which smooth changes of the pupil are short."""
+
+    def __init__(self, start: Parameters, free: Sequence[str], samples: int) -> None:
+        self._start = {name: getattr(start, name) for name in free}
+        self._ends = np.cumsum([there.numel() for there in self._start.values()])
+        self._spread = _spread(samples)
+
+    def none(self) -> Vector:
+        """No step."""
+        return np.zeros(int(self._ends[-1]), np.float32)
+
+    def point(self, flat: Vector) -> dict[str, Tensor]:
+        """The free fields after the steps, to be differentiated."""
+        parts = zip(self._start.items(), np.split(flat, self._ends[:-1]), strict=True)
+        return {
+            name: (there + self._spread_out(name, torch.from_numpy(step).view(there.shape))).requires_grad_()
+            for (name, there), step in parts
+        }
+
+    def gradient(self, of_fields: Sequence[Tensor]) -> Vector:
+        """With respect to the steps, from those of the fields."""
+        parts = zip(self._start, of_fields, strict=True)
+        flat = torch.cat([self._spread_out(name, gradient).flatten() for name, gradient in parts])
+        return cast("Vector", flat.numpy())
+
+    def _spread_out(self, name: str, step: Tensor) -> Tensor:
+        """Its own adjoint."""
+        if name not in PIXEL_MAPS:
+            return step
+        wide: Tensor = torch.fft.irfft2(torch.fft.rfft2(step) * self._spread, s=step.shape)
+        return wide
+
+
 def minimise(
     model: BeadModel,
     start: Parameters,
@@ -230,51 +291,27 @@ def minimise(
     iterations: int,
     on_evaluation: Callable[[], None],
 ) -> tuple[Parameters, float]:
-    """L-BFGS with a strong Wolfe line search over the fields named in ``free``.
+    """L-BFGS over the fields named in ``free``.
 
     Returns
     -------
     The best parameters met (never worse than ``start``) and their loss, prior included.
     """
-    steps = {name: torch.zeros_like(getattr(start, name)).requires_grad_() for name in free}
-
-    spread = _spread(model.samples)
-
-    def point() -> Parameters:
-        moved = {}
-        for name, step in steps.items():
-            if name in PIXEL_MAPS:
-                step = torch.fft.irfft2(torch.fft.rfft2(step) * spread, s=step.shape)
-            moved[name] = getattr(start, name) + step
-        return replace(start, **moved)
-
-    optimiser = torch.optim.LBFGS(
-        list(steps.values()),
-        max_iter=iterations,
-        max_eval=iterations + iterations // 4,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=1e-9,
-        tolerance_change=1e-9,
-    )
+    steps = _Steps(start, free, model.samples)
     best, best_loss = start, math.inf
 
-    def closure() -> float:
+    def value_and_gradient(flat: Vector) -> tuple[float, Vector]:
         nonlocal best, best_loss
-        optimiser.zero_grad()
-        p = point()
+        fields = steps.point(flat)
+        p = replace(start, **fields)
         loss = misfit(model, p, data) + prior(model, p)
-        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = torch.autograd.grad(loss, list(fields.values()))
         if (value := float(loss.detach())) < best_loss:
             best_loss = value
-            best = replace(p, **{name: getattr(p, name).detach().clone() for name in free})
+            best = replace(start, **{name: there.detach() for name, there in fields.items()})
         on_evaluation()
-        return value
+        return value, steps.gradient(gradients)
 
-    try:
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
-        # The line search divides by zero once float32 cannot tell two losses apart: that is convergence.
-        if "overflow" not in str(error):
-            raise
+    most = iterations + iterations // 4
+    descend(value_and_gradient, steps.none(), iterations=iterations, evaluations=most)
     return best, best_loss

@@ -32,7 +32,7 @@ class RetrieveOptions:
     bead_diameter_nm
         Of the bead, which rests on the coverslip.
     pupil_samples
-        Samples of the retrieved pupil along one axis.
+        Samples of the retrieved pupil along one axis, an even number.
     fit_slices
         Slices that are fitted, from 0; None fits all. The others are scored as held out.
     pixelwise
@@ -77,8 +77,8 @@ class RetrieveOptions:
             raise InputRejected(f"first_focus_nm {self.first_focus_nm} is not a position in nm.")
         if not 0 <= self.bead_diameter_nm <= 1000:
             raise InputRejected(f"bead_diameter_nm {self.bead_diameter_nm:g} must lie in 0 to 1000 nm.")
-        if not 32 <= self.pupil_samples <= 512:
-            raise InputRejected(f"pupil_samples {self.pupil_samples} must lie in 32 to 512.")
+        if not 32 <= self.pupil_samples <= 512 or self.pupil_samples % 2:
+            raise InputRejected(f"pupil_samples {self.pupil_samples} must be even and lie in 32 to 512.")
         if self.method not in ("joint", "zelger"):
             raise InputRejected(f"method '{self.method}' is not one of joint, zelger.")
         if self.iterations < 1 or self.random_starts < 0:
