@@ -123,6 +123,27 @@ def fitted(boxes: NDArray[np.float32], start: Floats, spline: CubicSpline) -> Fl
     return found.values[:, :3]
 
 
+def bounds(at: torch.Tensor) -> torch.Tensor:
+    """(B, 5) Cramér-Rao bounds at positions (B, 3) in the box."""
+    ones = torch.ones(len(at))
+    psf = PupilPSF.of(OPTICS, Pupil.flat(48, {}))
+    return crlb(psf, Camera(), at, PHOTONS * ones, BACKGROUND * ones, shape=(SIDE, SIDE))
+
+
+def attained(rigid: SingleTrainer, spline: CubicSpline, images: int) -> None:
+    """How near to the bound anything comes here: a fit that begins at the truth, and the network."""
+    z = np.random.default_rng(11).uniform(*JUDGED_NM, images)
+    boxes, xyz, at = drawn(z, {}, 11)
+    limit = bounds(at)[:, :3].square().mean(0).sqrt().numpy()
+    print(f"RMSE over the bound of the same {images} boxes, x, y, z")
+    for name, found in (
+        ("network", inferred(rigid, boxes)),
+        ("MLE from the truth", fitted(boxes, xyz, spline)),
+    ):
+        ratio = np.sqrt(np.mean((found[:, :3] - xyz) ** 2, axis=0)) / limit
+        print(f"{name:28}" + "".join(f"{value:9.3f}" for value in ratio))
+
+
 def precision(rigid: SingleTrainer, images: int) -> dict[str, Floats]:
     """Over all judged heights, then height by height; returns the table by column."""
     judge = SingleTrainer(known({}), ranges_of("rigid", JUDGED_NM), rigid.options)
@@ -133,14 +154,11 @@ def precision(rigid: SingleTrainer, images: int) -> dict[str, Floats]:
         row = [scores[key][name] for key in ("rmse", "bias", "rmse_over_crlb", "z_score_sd")]
         print(f"{name:12}{row[0]:9.2f}{row[1]:9.2f}{row[2]:9.3f}{row[3]:12.3f}")
     spline = spline_of({})
+    attained(rigid, spline, 4 * images)
     rows = []
     for height in HEIGHTS_NM:
         boxes, xyz, at = drawn(np.full(images, height), {}, int(-height))
-        ones = torch.ones(len(at))
-        limit = crlb(
-            PupilPSF.of(OPTICS, Pupil.flat(48, {})), Camera(), at[:100], PHOTONS * ones[:100],
-            BACKGROUND * ones[:100], shape=(SIDE, SIDE),
-        )  # fmt: skip
+        limit = bounds(at[:100])
         network = inferred(rigid, boxes)
         mle = fitted(boxes, network[:, :5], spline)
         errors = [found[:, 2] - xyz[:, 2] for found in (network, mle)]
