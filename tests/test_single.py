@@ -425,7 +425,7 @@ def test_the_commands(gaussian_calibration: Calibration, tmp_path: Path) -> None
     first, second = (weights_of((tmp_path / f"{name}.onnx").read_bytes()) for name in "ab")
     assert torch.equal(first["backbone.blocks.0.first.weight"], second["backbone.blocks.0.first.weight"])
     adapted = load_model(tmp_path / "b.onnx").info.training["options"]
-    assert (adapted["batch"], adapted["recordings"], adapted["learning_rate"]) == (128, 16, 2e-3)
+    assert (adapted["batch"], adapted["recordings"], adapted["learning_rate"]) == (128, 4, 2e-3)
     assert not torch.equal(first["head.plain.weight"], second["head.plain.weight"])
     (tmp_path / "n.toml").write_text("patch_px = 32\n")
     for wrong, code in (

@@ -30,8 +30,8 @@ from smlm_bridge.train import LEAST_Z_RANGE_NM, training_psf
 from smlm_bridge.train_single.targets import Expected, beside, efficient_step, together
 from smlm_bridge.training import LoopOptions, Training
 
-#: Options of a training that starts from another and has little to learn: 5000 emitters, each recorded 16 times.
-ADAPTING = {"samples": 80_000, "batch": 128, "learning_rate": 2e-3, "recordings": 16}
+#: Options of a training that starts from another and has little to learn: 25 000 emitters, each recorded 4 times.
+ADAPTING = {"samples": 100_000, "batch": 128, "learning_rate": 2e-3, "recordings": 4}
 RECENTRED_FROM_PX = 1.5  # emitters that stand further from the middle of their box are brought there first
 _SCALING_BOXES = 1024
 _TABLE_MARGIN_PX, _BLUR_REACH = 2.0, 3.5
