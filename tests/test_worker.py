@@ -38,9 +38,9 @@ def main(words):
                 print(json.dumps({"error": "interrupted", "exit_code": 130}))
                 return 130
     if verb == "stubborn":
-        open(words[0], "w").close()
         while True:
-            try:
+            try:  # the file, too: who waits for it may interrupt at once
+                open(words[0], "w").close()
                 time.sleep(60)
             except KeyboardInterrupt:
                 pass
