@@ -160,15 +160,23 @@ def command(
         if state is not None:  # a resumed training goes on with what its options record
             begin, recorded = _state_start(state)
             settings |= {key: recorded.get(key, settings[key]) for key in ("seed", "freeze_backbone")}
+            if samples is None and minutes is None:
+                settings |= {key: recorded[key] for key in ("samples", "minutes") if recorded.get(key)}
         elif start is not None:
             begin, recorded = _start(start)
+            if system == "single":
+                from smlm_bridge.train_single import ADAPTING
+
+                settings = {**ADAPTING, **settings}
+        if system == "single" and (resume or box is None):
+            box = recorded.get("box_px", box)
         device = _own_gpu(run.device)
         trainer = _trainer(
             system,
             known,
             ranges,
             settings,
-            box=recorded.get("box_px", box) if state is not None else box or recorded.get("box_px"),
+            box=box,
             sizes=_sizes(network, system, recorded, resumed=state is not None),
             device=device,
             start=begin,
@@ -209,7 +217,7 @@ def _trainer(
     from smlm_bridge.simulate.scene import Ranges
     from smlm_bridge.simulate.single import SingleRanges
     from smlm_bridge.train import Trainer, TrainOptions
-    from smlm_bridge.train_single import ADAPTING, SingleOptions, SingleTrainer
+    from smlm_bridge.train_single import SingleOptions, SingleTrainer
     from smlm_bridge.train_volume import VolumeOptions, VolumeTrainer
 
     if system != "single" and box is not None:
@@ -221,8 +229,7 @@ def _trainer(
     }
     drawn, wanted, trainer = kinds[system]
     if system == "single":
-        adapted = {} if start is None else ADAPTING
-        settings = {**adapted, **settings, "box_px": _box(known) if box is None else box}
+        settings = {**settings, "box_px": _box(known) if box is None else box}
     try:
         options = wanted(**{**settings, **sizes})
     except (TypeError, ValueError) as error:
