@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.psf.pupil_psf import PupilPSF
 from smlm_bridge.psf.resample import SPREAD, pixel_weight_slopes, pixel_weights
 
-_CHUNK_ELEMENTS = 24_000_000
+_CHUNK_ELEMENTS = {"cpu": 4_000_000, "else": 24_000_000}  # what a cache holds, what fills a GPU
 _NYQUIST_SHARE = 0.65
 _MARGIN_SAMPLES = 12  # rendered around the table and cut off: the sharpening reaches this far
 _LEAST_PLANES = 4
@@ -101,7 +102,7 @@ class SplinePSF:
         Heights beyond the table take its first or last plane.
         """
         size = self.coefficients.shape[1]
-        chunk = max(1, _CHUNK_ELEMENTS // (2 * size * size + shape[0] * (size + shape[1])))
+        chunk = self._chunk(2 * size * size + shape[0] * (size + shape[1]))
         parts = [
             self._images(xyz_nm[i : i + chunk], shape, None if blur_nm is None else blur_nm[i : i + chunk])
             for i in range(0, xyz_nm.shape[0], chunk)
@@ -130,7 +131,7 @@ class SplinePSF:
                 f"a tabulated PSF has no derivatives by Zernike coefficients {tuple(zernike)}. Use a PupilPSF."
             )
         size = self.coefficients.shape[1]
-        chunk = max(1, _CHUNK_ELEMENTS // (4 * size * size + 2 * shape[0] * (size + shape[1])))
+        chunk = self._chunk(4 * size * size + 2 * shape[0] * (size + shape[1]))
         pieces = [
             self._derivatives(
                 xyz_nm[i : i + chunk], shape, None if blur_nm is None else blur_nm[i : i + chunk]
@@ -141,6 +142,11 @@ class SplinePSF:
             return xyz_nm.new_zeros((0, *shape)), xyz_nm.new_zeros((0, 3, *shape))
         fractions, slopes = zip(*pieces, strict=True)
         return torch.cat(fractions), torch.cat(slopes)
+
+    def _chunk(self, each: int) -> int:
+        """Emitters at once, of ``each`` numbers."""
+        kind = self.coefficients.device.type
+        return max(1, _CHUNK_ELEMENTS.get(kind, _CHUNK_ELEMENTS["else"]) // each)
 
     def _derivatives(
         self, xyz_nm: Tensor, shape: tuple[int, int], blur_nm: Tensor | None
@@ -233,9 +239,11 @@ class SplinePSF:
     def _planes(self, basis: Tensor, index: Tensor) -> Tensor:
         """(E, M, M) sums of four tables from ``index`` on, with the weights ``basis`` (E, 4)."""
         flat = self.coefficients.flatten(1)
-        planes = basis[:, 0, None] * flat[index]
-        for k in (1, 2, 3):
-            planes = planes + basis[:, k, None] * flat[index + k]
+        tables = index[:, None] + torch.arange(basis.shape[1], device=index.device)
+        if basis.dtype == flat.dtype:  # one pass over the table: sums of whole planes cost ten times as much
+            planes = embedding_bag(tables, flat, per_sample_weights=basis, mode="sum")
+        else:
+            planes = (basis[:, None] @ flat[tables].to(basis.dtype))[:, 0]
         return planes.view(-1, *self.coefficients.shape[1:])
 
 
