@@ -73,7 +73,7 @@ def rerender_frame(
             f"{empty.size} localizations lie outside the frame of {width} x {height} pixels (the first at "
             f"{xyz_nm[empty[0], 0]:.0f}, {xyz_nm[empty[0], 1]:.0f} nm). Is it the table of this movie?"
         )
-    design = np.concatenate([emitters, _background_basis((height, width), grid_px)])
+    design = np.concatenate([emitters, background_basis((height, width), grid_px)])
     coefficients = _non_negative(design, data)
     count = len(emitters)
     background = coefficients[count:] @ design[count:]
@@ -112,7 +112,7 @@ def _emitter_images(xyz_nm: FloatArray, psf: PSF, shape: tuple[int, int], reach_
     return images.reshape(len(xyz_nm), height * width)
 
 
-def _background_basis(shape: tuple[int, int], grid_px: float) -> FloatArray:
+def background_basis(shape: tuple[int, int], grid_px: float) -> FloatArray:
     """(nodes, H*W) bilinear hat functions on a regular grid over the frame."""
     axes = []
     for length in shape:

@@ -1,7 +1,7 @@
 """``rerender``: re-render localizations and compare with the frames."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from smlm_bridge.calibration import Calibration
     from smlm_bridge.camera import Camera
     from smlm_bridge.io.channels import Movie
-    from smlm_bridge.pair import PairCalibration
+    from smlm_bridge.pair import AnyCalibration, PairCalibration
     from smlm_bridge.psf.protocol import PSF
     from smlm_bridge.transform import Transform
 
@@ -46,6 +46,9 @@ REACH_PX = 45
 @click.argument("calibration", metavar="CAL")
 @output_option("The rendered model, .tif.", required=False)
 @file_option("--residual", "Frames minus model, .tif.")
+@file_option(
+    "--correct", "Fit aberrations, focus and blur to the frames first, and write CAL so corrected, .psf.h5."
+)
 @click.option("--frames", type=FRAMES, help="First and last frame, from 1, both included.")
 @click.option("--roi", type=ROI, help="Region in pixels: column, row, width, height.")
 @channel_options
@@ -58,6 +61,7 @@ def command(
     *,
     output: Path | None,
     residual: Path | None,
+    correct: Path | None,
     frames: tuple[int, int] | None,
     roi: tuple[int, int, int, int] | None,
     channel2: str | None,
@@ -72,14 +76,20 @@ def command(
 
     CAL of two channels takes FRAMES of two (an axis C, --channel2 or --split); positions are those of channel 1,
     photons are fitted in each channel, and explained_signal has a number for each.
+
+    --correct is for a sample that aberrates otherwise than the beads, or a designed mask that was never measured:
+    Zernike coefficients (Noll 5 to 28) and blur of each channel, tilt and defocus of the second relative to the
+    first, and all emitters are fitted together, to all --frames at once; a few frames with bright emitters at many
+    heights are enough. Localize with the file it writes.
     """
     check_channels(channel2, split)
-    run.outputs(output, residual)
+    run.outputs(output, residual, correct)
     from smlm_bridge._optional import require
-    from smlm_bridge.io.calibration import load_channels
+    from smlm_bridge.io.calibration import load_channels, save_calibration
     from smlm_bridge.io.channels import open_channels
     from smlm_bridge.io.images import write_stack
     from smlm_bridge.io.thunderstorm import read_table
+    from smlm_bridge.pair import with_cameras
 
     require("torch", extra="train")
     known = load_channels(calibration)
@@ -91,7 +101,11 @@ def command(
                 f"{calibration} is for {len(known.channels)} channel(s), {frames_in} has {source.n_channels}. "
                 "Give the right channels (--channel2, --split), or a calibration of as many."
             )
-        cameras = cameras_of(source, [setup(c.camera).camera or c.camera for c in known.channels])
+        whole = [setup(c.camera).camera or c.camera for c in known.channels]
+        cameras = cameras_of(source, whole)
+        told: dict[str, Any] = {}
+        if correct is not None:
+            known, table, told = _corrected(run, source, table, with_cameras(known, cameras))
         channels = [
             _Channel(channel.psf(device=run.device), camera, transform)
             for channel, camera, transform in zip(
@@ -104,12 +118,56 @@ def command(
         if path is not None:
             kept = stack[:, 0] if len(channels) == 1 else stack
             write_stack(path, kept, pixel_nm=pixel_nm, axes=axes, overwrite=run.overwrite)
+    if correct is not None:
+        save_calibration(correct, with_cameras(known, whole), overwrite=run.overwrite)
     values = {
         "explained_signal": result.explained,
         "frames": len(result.model),
         "localizations": result.localizations,
+        **told,
     }
     return Summary(values, aligned(values))
+
+
+def _corrected(
+    run: Run, source: "Movie", table: "pd.DataFrame", known: "AnyCalibration"
+) -> "tuple[AnyCalibration, pd.DataFrame, dict[str, Any]]":
+    """The calibration fitted to the frames, the emitters as fitted with it, and what is told of it."""
+    import numpy as np
+    import pandas as pd
+
+    from smlm_bridge.pair import PairCalibration
+    from smlm_bridge.retrieve.in_situ import correct_in_situ
+
+    pixel_nm = known.optics.pixel_nm
+    corner = np.array([*source.roi_px, 0]) * pixel_nm
+    here = known
+    if isinstance(known, PairCalibration):
+        here = replace(known, transform=known.transform.between((float(corner[0]), float(corner[1]))))
+    by_frame: dict[Any, Any] = dict(tuple(table.groupby("frame")))
+    numbers = range(source.first_frame, source.first_frame + source.n_frames)
+    found = [_within_reach(_positions(by_frame.get(k), source, pixel_nm), source, pixel_nm) for k in numbers]
+    counts = source.read(0, source.n_frames)
+    cameras = [channel.camera for channel in known.channels]
+    photons = [
+        np.stack([own.to_photons(image) for own, image in zip(cameras, frame, strict=True)])
+        for frame in counts
+    ]
+    with run.steps("correcting") as on_step:
+        result = correct_in_situ(photons, found, here, on_step=on_step)
+    first_pixel = np.array([source.x0, source.y0, 0.0]) * pixel_nm
+    fitted = [pd.DataFrame(xyz + first_pixel, columns=["x_nm", "y_nm", "z_nm"]) for xyz in result.xyz_nm]
+    told = {
+        "blur_nm": [channel.blur_nm for channel in result.calibration.channels],
+        "zernike_rad": [{str(noll): value for noll, value in added.items()} for added in result.zernike_rad],
+    }
+    for frame, rows in zip(numbers, fitted, strict=True):
+        rows.insert(0, "frame", frame)
+    made = result.calibration
+    provenance = {**made.provenance, "corrected_on": Path(str(source.description.get("name", ""))).name}
+    if isinstance(made, PairCalibration) and isinstance(known, PairCalibration):
+        return replace(made, transform=known.transform, provenance=provenance), pd.concat(fitted), told
+    return replace(made, provenance=provenance), pd.concat(fitted), told
 
 
 @dataclass(frozen=True)
