@@ -1,11 +1,14 @@
 """Score models on the simulated sets beside the published networks.
 
-    python benchmarks/score_simulated.py [--refine] [--data ../shared/data/simulated]
+    python benchmarks/score_simulated.py [--methods METHOD ...] [--data ../shared/data/simulated]
                                          [--model NAME_OR_FILE --set SET] [--emitters N ...]
 
-Without --model, every shipped model that has a set of its own name is scored. Jaccard in %, RMSE in nm over pairs
-within 150 nm, CPU seconds a frame on one thread. The published figures are over all frames of each set, ours over
-the first half, which is what ../shared holds.
+Methods: network (the default); refined, the network and then all emitters of a frame fitted together (as localize
+--refine does); and two without a network, which have the model's calibration only: likelihood, where matching
+pursuit proposes emitters and all that overlap are fitted together, and pursuit, fit and subtract, every emitter
+fitted alone. Without --model, every shipped model that has a set of its own name is scored, and their mean is
+printed at the end. Jaccard in %, RMSE in nm over pairs within 150 nm, CPU seconds a frame on one thread. The
+published figures are over all frames of each set, ours over the first half, which is what ../shared holds.
 """
 
 import argparse
@@ -16,15 +19,16 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from smlm_bridge.cluster.recipe import nothing_found
 from smlm_bridge.evaluate import Options, evaluate
-from smlm_bridge.frames import in_blocks
+from smlm_bridge.frames import Work, in_blocks
 from smlm_bridge.io.images import open_frames
 from smlm_bridge.io.model import load_model
 from smlm_bridge.io.shipped import shipped_names
 from smlm_bridge.io.thunderstorm import read_table
 from smlm_bridge.localize import localize_work
 from smlm_bridge.model import Model, cameras_of
-from smlm_bridge.multi.frame import Refiner
+from smlm_bridge.multi.options import RefineOptions
 from smlm_bridge.multi.work import refined, refiner_of
 
 HERE = Path(__file__).parent
@@ -32,11 +36,23 @@ EMITTERS = (1, 10, 20, 35, 50, 75)
 LEAST_PHOTONS = {"tetrapod_storm": 6000.0}
 
 
-def localizations(model: Model, file: Path, refiner: Refiner | None) -> tuple[pd.DataFrame, float, int]:
+METHODS = ("network", "refined", "likelihood", "pursuit")
+COUNTED = ("N", "CPU s/frame")
+
+
+def work_of(model: Model, method: str) -> Work:
+    """What a method does with frames of the cameras of the model's calibration."""
+    if method == "network":
+        return localize_work(model)
+    calibration = model.info.calibration
+    options = RefineOptions(group=1) if method == "pursuit" else None
+    refiner = refiner_of(calibration, ranges=model.info.ranges, options=options)
+    start = localize_work(model) if method == "refined" else nothing_found(calibration.optics.pixel_nm)
+    return refined(start, refiner, cameras_of(model, None))
+
+
+def localizations(work: Work, file: Path) -> tuple[pd.DataFrame, float, int]:
     """Table, CPU seconds and number of frames."""
-    work = localize_work(model)  # by the cameras of its calibration
-    if refiner is not None:
-        work = refined(work, refiner, cameras_of(model, None))
     with open_frames([file]) as source:
         start = time.process_time()
         blocks = list(in_blocks(source, work))
@@ -53,16 +69,16 @@ def score(
     data: Path,
     published: pd.DataFrame,
     *,
-    refine: bool,
-    densities: Sequence[int],
+    method: str = "network",
+    densities: Sequence[int] = EMITTERS,
 ) -> pd.DataFrame:
     """One row a density."""
     rows = []
     least = LEAST_PHOTONS.get(set_name)
-    refiner = refiner_of(model.info.calibration, ranges=model.info.ranges) if refine else None
+    work = work_of(model, method)
     for emitters in densities:
         file = data / f"{set_name}_N{emitters:03d}.tif"
-        table, seconds, frames = localizations(model, file, refiner)
+        table, seconds, frames = localizations(work, file)
         truth = read_table(file.with_suffix(".csv"))
         rule: dict[str, object] = {}
         if least is not None:
@@ -95,25 +111,34 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data" / "simulated")
     parser.add_argument("--model", help="a model file or the name of a shipped one")
     parser.add_argument("--set", help="the simulated set; default: the model's name")
-    parser.add_argument("--refine", action="store_true", help="as localize --refine")
+    parser.add_argument("--methods", nargs="+", default=METHODS[:1], choices=METHODS)
     parser.add_argument("--emitters", type=int, nargs="+", default=EMITTERS, choices=EMITTERS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     published = pd.read_csv(HERE / "published_networks.csv", comment="#")
     names = [arguments.model] if arguments.model else [n for n in shipped_names() if n in set(published.set)]
+    tables: dict[str, list[pd.DataFrame]] = {method: [] for method in arguments.methods}
     for name in names:
         model = load_model(name, threads=1)
         set_name = arguments.set or model.info.name
-        print(f"{set_name} ({model.info.training.get('samples', '?')} training samples)")
-        scores = score(
-            model,
-            set_name,
-            arguments.data,
-            published,
-            refine=arguments.refine,
-            densities=arguments.emitters,
-        )
-        print(scores.to_string(index=False, float_format="%.2f"), "\n")
+        samples = model.info.training.get("samples", "?")
+        for method in arguments.methods:
+            print(f"{set_name}, {method} ({samples} training samples)", flush=True)
+            table = score(
+                model,
+                set_name,
+                arguments.data,
+                published,
+                method=method,
+                densities=arguments.emitters,
+            )
+            print(table.to_string(index=False, float_format="%.2f"), "\n", flush=True)
+            tables[method].append(table)
+    if len(names) > 1:
+        for method, scored in tables.items():
+            mean = pd.concat(scored).drop(columns=[*COUNTED]).mean().to_frame().T
+            print(f"mean over {len(names)} sets and their densities, {method}")
+            print(mean.to_string(index=False, float_format="%.2f"), "\n")
 
 
 if __name__ == "__main__":
