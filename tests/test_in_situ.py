@@ -142,6 +142,8 @@ def test_rerender_corrects_a_calibration_on_a_region_of_a_movie(
     save_calibration(tmp_path / "known.psf.h5", with_cameras(known, cameras))
     made = tmp_path / "made.psf.h5"
     given = ("rerender", table, movie, tmp_path / "known.psf.h5", "--roi", "3,2,60,61")
+    assert main([*map(str, (*given, "--correct", tmp_path / "made.h5"))]) == 3  # before the work
+    assert "ends in .psf.h5" in capsys.readouterr().err
     before, after = told(*given)["explained_signal"], told(*given, "--correct", made)
     assert np.all(np.array(after["explained_signal"]) > before)
     assert after["explained_signal"][1] > 0.99

@@ -94,6 +94,9 @@ def command(
     under 'twin'). The microscope comes from --setup or options of the same names.
     """
     run.outputs(output, model_stack, report)
+    from smlm_bridge.io.calibration import check_name, save_calibration
+
+    check_name(output)
     if psf != "pupil":
         from smlm_bridge.cli.bead_average import calibrate_average
 
@@ -116,7 +119,6 @@ def command(
         )
     from smlm_bridge._optional import require
     from smlm_bridge.io.atomic import atomic_output
-    from smlm_bridge.io.calibration import save_calibration
     from smlm_bridge.io.images import read_stack, write_stack
 
     require("torch", extra="train")

@@ -85,13 +85,15 @@ def command(
     check_channels(channel2, split)
     run.outputs(output, residual, correct)
     from smlm_bridge._optional import require
-    from smlm_bridge.io.calibration import load_channels, save_calibration
+    from smlm_bridge.io.calibration import check_name, load_channels, save_calibration
     from smlm_bridge.io.channels import open_channels
     from smlm_bridge.io.images import write_stack
     from smlm_bridge.io.thunderstorm import read_table
     from smlm_bridge.pair import with_cameras
 
     require("torch", extra="train")
+    if correct is not None:
+        check_name(correct)
     known = load_channels(calibration)
     pixel_nm = known.channels[0].optics.pixel_nm
     table = read_table(locs, pixel_nm=pixel_nm)

@@ -12,6 +12,12 @@ from smlm_bridge.transform import Transform
 SUFFIX = ".psf.h5"
 
 
+def check_name(path: Path | str) -> None:
+    """Refuse, with ``InputRejected``, a name that does not end in ``.psf.h5``: before the work, where it is long."""
+    if not str(path).endswith(SUFFIX):
+        raise InputRejected(f"a calibration file ends in {SUFFIX}, got {path}.")
+
+
 def save_calibration(
     path: Path | str, calibration: Calibration | PairCalibration, *, overwrite: bool = False
 ) -> None:
@@ -22,8 +28,7 @@ def save_calibration(
     InputRejected
         If the name does not end in ``.psf.h5``, or the file exists and ``overwrite`` is False.
     """
-    if not str(path).endswith(SUFFIX):
-        raise InputRejected(f"a calibration file ends in {SUFFIX}, got {path}.")
+    check_name(path)
     with atomic_output(Path(path), overwrite=overwrite) as temporary:
         temporary.write_bytes(calibration.to_bytes())
 
