@@ -13,7 +13,7 @@ SUFFIX = ".psf.h5"
 
 
 def check_name(path: Path | str) -> None:
-    """Refuse, with ``InputRejected``, a name that does not end in ``.psf.h5``: before the work, where it is long."""
+    """Refuse, with ``InputRejected``, a name that does not end in ``.psf.h5``; call it before long work."""
     if not str(path).endswith(SUFFIX):
         raise InputRejected(f"a calibration file ends in {SUFFIX}, got {path}.")
 

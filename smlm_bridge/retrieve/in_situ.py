@@ -270,23 +270,20 @@ class _Windows:
         xy, self.turn = frame.xyz_nm[:, :2], np.tile(np.eye(2), (len(frame.xyz_nm), 1, 1))
         if channel and isinstance(known, PairCalibration):
             xy, self.turn = known.transform.apply(xy), known.transform.slopes(xy)
-        self.shape = (2 * reach_px + 1, 2 * reach_px + 1)
-        self._corner = np.floor(xy / pixel_nm).astype(int) - reach_px
+        height, width = self._frame_shape = frame.data.shape[1:]
+        self.shape = (min(2 * reach_px + 1, height), min(2 * reach_px + 1, width))
+        # Windows stay within the frame: beyond it nothing is compared.
+        last = np.array([width, height]) - self.shape[::-1]
+        self._corner = np.clip(np.floor(xy / pixel_nm).astype(int) - reach_px, 0, last)
         inside = np.concatenate([xy - self._corner * pixel_nm, frame.xyz_nm[:, 2:]], axis=1)
         self.xyz_nm = torch.as_tensor(inside, dtype=torch.float32)
-        self._frame_shape = frame.data.shape[1:]
 
     def placed(self, images: NDArray[np.floating]) -> Floats:
         """(E, H*W) frames with an image (E, S, S) each."""
-        height, width = self._frame_shape
+        (rows, columns), (height, width) = self.shape, self._frame_shape
         out = np.zeros((len(images), height, width))
         for image, frame, (x0, y0) in zip(images, out, self._corner, strict=True):
-            rows = slice(max(0, y0), min(height, y0 + self.shape[0]))
-            columns = slice(max(0, x0), min(width, x0 + self.shape[1]))
-            if rows.start < rows.stop and columns.start < columns.stop:
-                frame[rows, columns] = image[
-                    rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0
-                ]
+            frame[y0 : y0 + rows, x0 : x0 + columns] = image
         return out.reshape(len(images), height * width)
 
 
