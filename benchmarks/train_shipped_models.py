@@ -57,14 +57,17 @@ class Recipe:
     network: str = ""
 
 
-def pair(name: str, what: str, z_nm: str, blur_nm: str) -> Recipe:
+def pair(
+    name: str, what: str, z_nm: str, blur_nm: str, *, samples: int = 24_000, start: str | None = "pair_crlb"
+) -> Recipe:
     """The recipe of a pair of the published simulator of DeepNebulae."""
     return Recipe(
         f"Simulated telomeres through two channels, {what}: the published simulator of DeepNebulae",
         f"masks/{name}.mat",
         ("convert", "--z-nm", z_nm, "--blur-nm", blur_nm),
-        36_000,
+        samples,
         ("--emitters", "12", "--photons", "40000:230000", "--background", "60:200", "--z-nm", z_nm),
+        start=start,
         masks=("mask1", "mask2"),
         photon_ratio=0.85,
         network="widths = [32, 64, 96]\nbottom_dilations = [1, 2, 3]\nlearning_rate = 2e-3\n",
@@ -123,8 +126,10 @@ RECIPES = {
         zernike_rad=((6, 0.8),),
         z_range_nm=(0.0, 800.0),
     ),
+    "pair_crlb": pair(
+        "pair_crlb", "optimised for the bound, z 1 to 4.5 um", "1000:4500", "78", samples=36_000, start=None
+    ),
     "pair_tetrapod_edof": pair("pair_tetrapod_edof", "Tetrapod and EDOF, z 1 to 4.5 um", "1000:4500", "78"),
-    "pair_crlb": pair("pair_crlb", "optimised for the bound, z 1 to 4.5 um", "1000:4500", "78"),
     "pair_learned": pair("pair_learned", "learned end to end, z 1 to 4.5 um", "1000:4500", "78"),
     "pair_biplane": pair("pair_biplane", "biplane, z 0 to 4 um", "0:4000", "68"),
 }
