@@ -25,6 +25,7 @@ FORMAT: Final = "smlm_bridge calibration"
 PLAIN_VERSION, VERSION = 1, 2
 _MAPS: Final = ("offset", "e_per_adu", "read_noise_e")
 _LARGEST_MAP = 16_384**2
+_UNSTORED_BYTES, _MOST_COMPRESSED = 100_000_000, 50  # an array that is larger than the first is mostly in the file
 _HEAP: Final = b"GCOL"
 _LONGEST_S = 5
 # What h5py and our own types raise when a file is damaged.
@@ -243,6 +244,12 @@ def array_of(group: h5py.Group, name: str, ndim: int, largest: int) -> Any:
         raise InputRejected(f"{name} is not an array stored in this file.")
     if dataset.ndim != ndim or dataset.size > largest:
         raise InputRejected(f"{name} of shape {dataset.shape} is not a {ndim}-D array of a sensible size.")
+    stored = dataset.id.get_storage_size()
+    if dataset.nbytes > max(_UNSTORED_BYTES, _MOST_COMPRESSED * stored):
+        raise InputRejected(
+            f"{name} of shape {dataset.shape} would take {dataset.nbytes / 1e6:.0f} MB of memory, of which the file "
+            f"holds {stored / 1e6:.3g} MB. It is damaged, or made to fill the memory."
+        )
     return dataset[()]
 
 

@@ -218,6 +218,10 @@ DAMAGE: dict[str, Callable[[h5py.File], None]] = {
     "phase is a group": lambda f: (f["pupil"].__delitem__("phase_rad"), f["pupil"].create_group("phase_rad")),
     "phase not square": replaced("pupil", "phase_rad", np.zeros((16, 8))),
     "amplitude of another size": replaced("pupil", "amplitude", np.ones((8, 8))),
+    "phase is hardly in the file": lambda f: (
+        f["pupil"].__delitem__("phase_rad"),
+        f["pupil"].create_dataset("phase_rad", (5000, 5000), "f8", chunks=(500, 500)),  # never written
+    ),
     "amplitude negative": replaced("pupil", "amplitude", -np.ones((16, 16))),
     "phase elsewhere": replaced("pupil", "phase_rad", h5py.ExternalLink("/etc/hostname", "/x")),
     "zernike lengths differ": lambda f: f["pupil"].attrs.create("zernike_rad", [0.1, 0.2]),
