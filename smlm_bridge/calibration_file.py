@@ -25,7 +25,10 @@ FORMAT: Final = "smlm_bridge calibration"
 PLAIN_VERSION, VERSION = 1, 2
 _MAPS: Final = ("offset", "e_per_adu", "read_noise_e")
 _LARGEST_MAP = 16_384**2
-_UNSTORED_BYTES, _MOST_COMPRESSED = 100_000_000, 50  # an array that is larger than the first is mostly in the file
+_UNSTORED_BYTES, _MOST_COMPRESSED = (
+    100_000_000,
+    50,
+)  # an array that is larger than the first is mostly in the file
 _HEAP: Final = b"GCOL"
 _LONGEST_S = 5
 # What h5py and our own types raise when a file is damaged.
@@ -247,8 +250,8 @@ def array_of(group: h5py.Group, name: str, ndim: int, largest: int) -> Any:
     stored = dataset.id.get_storage_size()
     if dataset.nbytes > max(_UNSTORED_BYTES, _MOST_COMPRESSED * stored):
         raise InputRejected(
-            f"{name} of shape {dataset.shape} would take {dataset.nbytes / 1e6:.0f} MB of memory, of which the file "
-            f"holds {stored / 1e6:.3g} MB. It is damaged, or made to fill the memory."
+            f"{name} of shape {dataset.shape} would take {dataset.nbytes / 1e6:.0f} MB of memory, of which the "
+            f"file holds {stored / 1e6:.3g} MB. It is damaged, or made to fill the memory."
         )
     return dataset[()]
 

@@ -155,6 +155,18 @@ def test_rerender_corrects_a_calibration_on_a_region_of_a_movie(
     assert [c.camera for c in corrected.channels] == list(cameras)
 
 
+def test_rerender_refuses_to_correct_on_a_whole_movie(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_stack(tmp_path / "movie.tif", np.ones((101, 16, 16), np.float32), pixel_nm=PIXEL)
+    write_table(tmp_path / "table.csv", pd.DataFrame({"frame": [0], "x_nm": [500.0], "y_nm": [500.0]}))
+    save_calibration(tmp_path / "known.psf.h5", channel({6: 0.9}))
+    given = [tmp_path / name for name in ("table.csv", "movie.tif", "known.psf.h5")]
+    assert main(["rerender", *map(str, given), "--correct", str(tmp_path / "made.psf.h5")]) == 3
+    assert "--frames A:B" in capsys.readouterr().err
+    assert not (tmp_path / "made.psf.h5").exists()
+
+
 def test_what_cannot_be_corrected_is_refused() -> None:
     known, xyz = channel({6: 0.9}), emitters(3, 1)
     image = frame(known, xyz, 1)
@@ -165,5 +177,8 @@ def test_what_cannot_be_corrected_is_refused() -> None:
         correct_in_situ([np.concatenate([image, image])], [xyz], known, OPTIONS)
     with pytest.raises(InputRejected, match="no emitters"):
         correct_in_situ([image], [xyz[:0]], known, OPTIONS)
+    image[0, 3, 4] = np.nan
+    with pytest.raises(InputRejected, match="not finite"):
+        correct_in_situ([image], [xyz], known, OPTIONS)
     with pytest.raises(InputRejected, match="from 5"):
         InSituOptions(zernike=(4, 5))

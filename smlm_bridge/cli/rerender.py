@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from smlm_bridge.transform import Transform
 
 REACH_PX = 45
+MOST_CORRECTED = 100
 
 
 @verb(
@@ -141,6 +142,11 @@ def _corrected(
     from smlm_bridge.pair import PairCalibration
     from smlm_bridge.retrieve.in_situ import correct_in_situ
 
+    if source.n_frames > MOST_CORRECTED:
+        raise InputRejected(
+            f"--correct takes at most {MOST_CORRECTED} frames, of {source.n_frames} given; a few with many bright "
+            "emitters say enough. Choose them with --frames A:B."
+        )
     pixel_nm = known.optics.pixel_nm
     corner = np.array([*source.roi_px, 0]) * pixel_nm
     here = known

@@ -119,7 +119,7 @@ def correct_in_situ(
     Raises
     ------
     InputRejected
-        If the calibration has no pupil, the frames are not of its channels, or there are no emitters.
+        If the calibration has no pupil, frames are not of its channels or not finite, or there are no emitters.
     """
     options = options or InSituOptions()
     _check(photons, xyz_nm, calibration)
@@ -157,6 +157,10 @@ def _check(
         raise InputRejected(
             f"frames of {[frame.shape for frame in photons]} and {len(xyz_nm)} tables do not go with a "
             f"calibration of {count} channel(s). Give frames (C, H, W) and as many tables."
+        )
+    if not all(np.isfinite(frame).all() for frame in photons):
+        raise InputRejected(
+            "the frames have values that are not finite (NaN or infinity). Leave those frames out."
         )
     if not sum(len(part) for part in xyz_nm):
         raise InputRejected(
