@@ -7,8 +7,8 @@ Cases: ``astigmatic`` (13x13 boxes of 110 nm, scalar, NA 1.4, matched media, 100
 from -500 to 500 nm about the focus) and ``zelger`` (39x39 boxes of 115 nm, NA 1.7, n 1.78, 680 nm, 3500 photons on
 130, z from 300 to 1000 nm below the focus). Whichever of minutes (by the clock) and samples is used up first ends
 the training. ``--transfer`` then changes three aberrations, together by 0.47 rad, and adapts the network as
-``train --from`` does, and on 5000 emitters, each with the backbone frozen and with all weights free, beside a
-training from scratch.
+``train --from`` does, on 5000 and on 1000 emitters, each with the backbone frozen and with all weights free,
+beside a training from scratch.
 """
 
 import argparse
@@ -106,19 +106,15 @@ def main() -> None:
     changed = CASES[given.case](CHANGED)[0]
     start = Start(first.network.state_dict(), dataclasses.asdict(first.network.scaling))
     steps = first.progress.samples // options.batch
-    options_of = {"": SingleOptions(**ADAPTING, box_px=side, seed=2)}
-    options_of[", 5000 emitters"] = dataclasses.replace(options_of[""], samples=80_000, recordings=16)
-    report("untouched", SingleTrainer(changed, ranges, options_of[""], start=start), given.boxes)
-    for name, few in options_of.items():
-        share = few.samples / few.batch / steps
-        emitters = few.samples // few.recordings
-        print(
-            f"\n{emitters} emitters, each recorded {few.recordings} times: {100 * share:.0f} % of {steps} steps"
-        )
+    adapting = SingleOptions(**ADAPTING, box_px=side, seed=2)
+    report("untouched", SingleTrainer(changed, ranges, adapting, start=start), given.boxes)
+    share = adapting.samples / adapting.batch / steps
+    for emitters in (adapting.emitters, 1000):
+        print(f"\n{emitters} emitters, {100 * share:.0f} % of {steps} steps")
         for what, frozen in (("backbone frozen", True), ("all weights", False)):
-            chosen = dataclasses.replace(few, freeze_backbone=frozen)
+            chosen = dataclasses.replace(adapting, emitters=emitters, freeze_backbone=frozen)
             trainer = SingleTrainer(changed, ranges, chosen, start=start)
-            trained(f"transferred, {what}{name}", trainer, given.boxes)
+            trained(f"transferred, {what}, {emitters} emitters", trainer, given.boxes)
     same = dataclasses.replace(options, samples=steps * options.batch, seed=2)
     trained("from scratch, changed aberrations", SingleTrainer(changed, ranges, same), given.boxes)
 

@@ -183,6 +183,23 @@ def test_ranges_name_what_is_wrong(wrong: dict[str, Any]) -> None:
         replace(RANGES, **wrong)
 
 
+def test_emitters_that_are_drawn_once_come_again_with_new_noise(gaussian_calibration: Calibration) -> None:
+    options = replace(OPTIONS, emitters=100, batch=64, samples=6400)
+    trainer = SingleTrainer(gaussian_calibration, RANGES, options)
+    seen: dict[float, list[torch.Tensor]] = {}
+    for _ in range(12):
+        photons, targets = trainer.draw_batch()
+        seen.setdefault(float(targets.truth[0, 0]), []).append(photons[0])
+    assert len(seen) == 2  # batches of 64 hold 100 emitters
+    first, second = next(part for part in seen.values() if len(part) > 1)[:2]
+    assert not torch.equal(first, second)
+    again = SingleTrainer(gaussian_calibration, RANGES, options)
+    again.load_state_dict(trainer.state_dict())
+    assert torch.equal(again.draw_batch()[0], trainer.draw_batch()[0])
+    with pytest.raises(InputRejected, match="emitters -1"):
+        replace(OPTIONS, emitters=-1)
+
+
 def test_recordings_share_an_emitter_and_have_their_own_noise(gaussian_calibration: Calibration) -> None:
     photons, targets = SingleTrainer(
         gaussian_calibration, RANGES, replace(OPTIONS, recordings=4, batch=64)
@@ -425,7 +442,7 @@ def test_the_commands(gaussian_calibration: Calibration, tmp_path: Path) -> None
     first, second = (weights_of((tmp_path / f"{name}.onnx").read_bytes()) for name in "ab")
     assert torch.equal(first["backbone.blocks.0.first.weight"], second["backbone.blocks.0.first.weight"])
     adapted = load_model(tmp_path / "b.onnx").info.training["options"]
-    assert (adapted["batch"], adapted["recordings"], adapted["learning_rate"]) == (128, 4, 2e-3)
+    assert (adapted["batch"], adapted["emitters"], adapted["learning_rate"]) == (128, 5000, 2e-3)
     assert not torch.equal(first["head.plain.weight"], second["head.plain.weight"])
     (tmp_path / "n.toml").write_text("patch_px = 32\n")
     for wrong, code in (

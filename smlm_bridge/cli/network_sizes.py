@@ -9,7 +9,7 @@ from smlm_bridge.errors import InputRejected
 
 #: Options that a file may set beside those that decide the shape of a network.
 HOW_TO_LEARN = ("patch_px", "reach_px", "batch", "learning_rate", "weight_decay")
-HOW_TO_LEARN_BOXES = ("recordings", "batch", "learning_rate", "weight_decay")
+HOW_TO_LEARN_BOXES = ("recordings", "emitters", "batch", "learning_rate", "weight_decay")
 
 
 def read_sizes(path: Path | None, allowed: Iterable[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -30,10 +31,11 @@ from smlm_bridge.train import LEAST_Z_RANGE_NM, training_psf
 from smlm_bridge.train_single.targets import Expected, beside, efficient_step, together
 from smlm_bridge.training import LoopOptions, Training
 
-#: Options of a training that starts from another and has little to learn: 25 000 emitters, each recorded 4 times.
-ADAPTING = {"samples": 100_000, "batch": 128, "learning_rate": 2e-3, "recordings": 4}
+#: Options of a training that starts from another and has little to learn: 5000 emitters, each seen 20 times.
+ADAPTING = {"samples": 100_000, "batch": 128, "learning_rate": 2e-3, "emitters": 5000}
 RECENTRED_FROM_PX = 1.5  # emitters that stand further from the middle of their box are brought there first
 _SCALING_BOXES = 1024
+_KEPT_SEED = 7919  # far from the seeds of held-out images
 _TABLE_MARGIN_PX, _BLUR_REACH = 2.0, 3.5
 
 
@@ -52,6 +54,9 @@ class SingleOptions(LoopOptions):
     recordings
         Boxes of a batch that show the same emitter, each with noise of its own: where an image costs more than a
         step of the network, as with aberrations, 4 or 8 train faster than 1. It divides the batch.
+    emitters
+        How many are drawn at all, once, in batches that come again in any order, every time with new noise; 0
+        draws new ones for every batch.
     """
 
     samples: int = 2_000_000
@@ -62,10 +67,13 @@ class SingleOptions(LoopOptions):
     width: int = 256
     blocks: int = 3
     recordings: int = 1
+    emitters: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_box(self.box_px)
+        if self.emitters < 0:
+            raise InputRejected(f"emitters {self.emitters}: give how many are drawn at all, or 0.")
         if self.recordings < 1 or self.batch % self.recordings:
             raise InputRejected(f"recordings {self.recordings} must divide the batch of {self.batch}.")
         if not (1 <= self.templates <= self.box_px**2 and self.width >= 1 and self.blocks >= 0):
@@ -84,6 +92,11 @@ def check_box(side: int) -> None:
         )
 
 
+_Drawn = tuple[
+    tuple[View, ...], list[Expected], Tensor
+]  # what channels see, what is expected of it, the truth
+
+
 class SingleTrainer(Training[SingleLocalizer, SingleOptions, SingleRanges]):
     """A training of the network of single emitters; see ``Training``.
 
@@ -100,9 +113,7 @@ class SingleTrainer(Training[SingleLocalizer, SingleOptions, SingleRanges]):
     def draw_batch(self) -> tuple[Tensor, SingleTargets]:
         """Simulated boxes in photo-electrons (B, C, S, S), and what to learn from them."""
         times = self.options.recordings
-        scene, truth = self.draw(self.options.batch // times, self.generator)
-        views = self.instrument.views(scene, self.generator)
-        parts = [self.expected(view, scene) for view in views]
+        views, parts, truth = self._drawn()
         recorded = [
             _repeated(view, times).recorded(part.photons.repeat(times, 1, 1), self.generator)
             for view, part in zip(views, parts, strict=True)
@@ -118,6 +129,25 @@ class SingleTrainer(Training[SingleLocalizer, SingleOptions, SingleRanges]):
         )
         aim = self.network.scaled(truth) + step[..., : truth.shape[1]]
         return photons, SingleTargets(truth.repeat(times, 1), aim.flatten(0, 1))
+
+    def _drawn(self) -> _Drawn:
+        """New emitters, or some of those that were drawn once."""
+        if not self.options.emitters:
+            return self._new(self.generator)
+        which = torch.randint(len(self._kept), (), generator=self.generator, device=self.device)
+        return self._kept[int(which)]
+
+    def _new(self, generator: torch.Generator) -> _Drawn:
+        scene, truth = self.draw(self.options.batch // self.options.recordings, generator)
+        views = self.instrument.views(scene, generator)
+        return views, [self.expected(view, scene) for view in views], truth
+
+    @cached_property
+    def _kept(self) -> list[_Drawn]:
+        """Batches of as many emitters as are drawn at all; not in checkpoints, since the seed says which."""
+        own = torch.Generator(self.device).manual_seed(self.ranks.seed(self.options.seed) + _KEPT_SEED)
+        batches = math.ceil(self.options.emitters * self.options.recordings / self.options.batch)
+        return [self._new(own) for _ in range(batches)]
 
     def draw(
         self, boxes: int, generator: torch.Generator, ranges: SingleRanges | None = None
