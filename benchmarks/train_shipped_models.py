@@ -40,8 +40,7 @@ class Recipe:
     calibration; without a source the pupil has the Zernike coefficients ``zernike_rad``. ``sample`` are the
     options of the frames that are shipped with the model, ``system`` those of the learned system. ``masks`` are
     the names of the channels' masks in a file of two, which are joined with ``photon_ratio``; ``network`` are the
-    sizes of the network. ``sample_frames`` are images of a sample, one a channel, on which the calibration of the
-    masks is corrected before anything is trained.
+    sizes of the network.
     """
 
     purpose: str
@@ -56,11 +55,6 @@ class Recipe:
     masks: tuple[str, ...] = ()
     photon_ratio: float = 1.0
     network: str = ""
-    sample_frames: tuple[str, ...] = ()
-
-
-PAIR_NETWORK = "widths = [32, 64, 96]\nbottom_dilations = [1, 2, 3]\nlearning_rate = 2e-3\n"
-CORRECTIONS = 2
 
 
 def pair(
@@ -76,7 +70,7 @@ def pair(
         start=start,
         masks=("mask1", "mask2"),
         photon_ratio=0.85,
-        network=PAIR_NETWORK,
+        network="widths = [32, 64, 96]\nbottom_dilations = [1, 2, 3]\nlearning_rate = 2e-3\n",
     )
 
 
@@ -135,18 +129,6 @@ RECIPES = {
     "pair_crlb": pair(
         "pair_crlb", "optimised for the bound, z 1 to 4.5 um", "1000:4500", "78", samples=36_000, start=None
     ),
-    "telomeres_crlb": Recipe(
-        "Real cells through the pair optimised for the bound, focus at 3.15 um; masks corrected on the image of "
-        "telomeres_fixed",
-        "masks/pair_crlb.mat",
-        ("convert", "--z-nm", "500:4500", "--blur-nm", "90"),
-        24_000,
-        ("--emitters", "12", "--photons", "40000:400000", "--background", "80:160", "--z-nm", "1000:4000"),
-        start="pair_crlb",
-        masks=("mask1", "mask2"),
-        network=PAIR_NETWORK,
-        sample_frames=("telomeres_fixed/crlb1.tif", "telomeres_fixed/crlb2.tif"),
-    ),
     "pair_tetrapod_edof": pair("pair_tetrapod_edof", "Tetrapod and EDOF, z 1 to 4.5 um", "1000:4500", "78"),
     "pair_learned": pair("pair_learned", "learned end to end, z 1 to 4.5 um", "1000:4500", "78"),
     "pair_biplane": pair("pair_biplane", "biplane, z 0 to 4 um", "0:4000", "68", samples=16_000),
@@ -189,25 +171,8 @@ def calibrated(name: str, recipe: Recipe, folder: Path, *, runs: Path, data: Pat
         parts = [runs / f"{name}.{mask}.psf.h5" for mask in recipe.masks]
         for mask, part in zip(recipe.masks, parts, strict=True):
             bridge(verb, source, part, *setup, "--variable", mask, "--overwrite")
-        joined = runs / f"{name}.masks.psf.h5" if recipe.sample_frames else calibration
-        bridge("join", *parts, "-o", joined, "--photon-ratio", recipe.photon_ratio, "--overwrite")
-        if recipe.sample_frames:
-            correct(joined, calibration, [data / file for file in recipe.sample_frames], threads=threads)
+        bridge("join", *parts, "-o", calibration, "--photon-ratio", recipe.photon_ratio)
     return calibration
-
-
-def correct(start: Path, calibration: Path, frames: list[Path], *, threads: int) -> None:
-    """Localize a sample without a network, fit the aberrations to it, and again with what came out."""
-    first, second = frames
-    known = start
-    for number in range(1, CORRECTIONS + 1):
-        table = start.with_name(f"{calibration.name}.{number}.csv")
-        last = number == CORRECTIONS
-        better = calibration if last else start.with_name(f"{number}.{calibration.name}")
-        on = ("--channel2", second, "--threads", threads, "--overwrite")
-        bridge("localize", first, "--calibration", known, "--refine", "-o", table, *on)
-        bridge("rerender", table, first, known, "--correct", better, *on)
-        known = better
 
 
 def build(name: str, *, runs: Path, data: Path, threads: int, minutes: float | None) -> None:
