@@ -120,6 +120,16 @@ def test_a_calibration_that_is_right_stays_as_it_is() -> None:
     found = correct_in_situ([frame(known, truth, 8)], [truth], known, OPTIONS)
     assert max(map(abs, found.zernike_rad[0].values())) < 0.03
     assert found.calibration.channels[0].blur_nm == pytest.approx(70.0, abs=4.0)
+    assert found.rrse[0] < 0.02
+    assert found.calibration.channels[0].provenance["rrse"] == found.rrse[0]
+
+
+def test_what_the_aberrations_allowed_do_not_explain_is_told() -> None:
+    known = channel({6: 0.9})
+    truth = emitters(15, 12)
+    image = frame(also(known, {9: 0.4, 10: 0.3}, 40.0), truth, 13)
+    found = correct_in_situ([image], [truth], known, OPTIONS)  # which may have no trefoil
+    assert 0.08 < found.rrse[0] < 0.4
 
 
 def test_rerender_corrects_a_calibration_on_a_region_of_a_movie(

@@ -166,6 +166,7 @@ def _corrected(
     first_pixel = np.array([source.x0, source.y0, 0.0]) * pixel_nm
     fitted = [pd.DataFrame(xyz + first_pixel, columns=["x_nm", "y_nm", "z_nm"]) for xyz in result.xyz_nm]
     told = {
+        "rrse": list(result.rrse),
         "blur_nm": [channel.blur_nm for channel in result.calibration.channels],
         "zernike_rad": [{str(noll): value for noll, value in added.items()} for added in result.zernike_rad],
     }

@@ -85,6 +85,9 @@ class InSitu:
         Of every frame, (E, 3): the emitters as fitted with it.
     zernike_rad
         Of every channel: Noll index to what was added.
+    rrse
+        Of every channel: root of what is left beyond noise over the emitters' light, both squared and summed. It
+        stands in the provenance of the calibration, too.
     cost
         Half the weighted sum of squares after every iteration that helped.
     """
@@ -92,6 +95,7 @@ class InSitu:
     calibration: AnyCalibration
     xyz_nm: tuple[Floats, ...]
     zernike_rad: tuple[dict[int, float], ...]
+    rrse: tuple[float, ...]
     cost: tuple[float, ...]
 
 
@@ -140,7 +144,7 @@ def correct_in_situ(
         costs.append(system.cost)
         if gain < 1e-4 * system.cost:
             break
-    return system.state.result(costs)
+    return system.state.result(costs, system.unexplained)
 
 
 def _check(
@@ -190,16 +194,22 @@ class _Channel:
         blur_nm = float(np.sqrt(self.blur_nm2 + more_nm2))
         return PupilPSF.of(self.calibration.optics, self.pupil, blur_nm=blur_nm)
 
-    @property
-    def corrected(self) -> Calibration:
-        return replace(self.calibration, pupil=self.pupil, blur_nm=float(np.sqrt(self.blur_nm2)))
+    def corrected(self, rrse: float) -> Calibration:
+        """The calibration, which says how wrong its PSF still is: ``localize --refine`` takes that for noise."""
+        provenance = {**self.calibration.provenance, "rrse": rrse}
+        blur_nm = float(np.sqrt(self.blur_nm2))
+        return replace(self.calibration, pupil=self.pupil, blur_nm=blur_nm, provenance=provenance)
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """Data and variance (C, H, W) of one frame, its emitters with ``photons`` (C, E), and ``floor`` (C, K)."""
+    """One frame: data, noise and variance (C, H, W), emitters with ``photons`` (C, E), and ``floor`` (C, K).
+
+    The variance is the noise and what the PSF is expected to be wrong by.
+    """
 
     data: NDArray[np.floating]
+    noise: Floats
     variance: Floats
     xyz_nm: Floats
     photons: Floats
@@ -229,15 +239,15 @@ class _State:
         for data, xyz in zip(photons, xyz_nm, strict=True):
             basis = background_basis(data.shape[1:], options.grid_px)
             level = np.full((len(data), len(basis)), 1.0) * np.median(data, axis=(1, 2))[:, None]
-            start = _Frame(
-                data, np.ones(data.shape), np.asarray(xyz, np.float64), np.ones((len(data), len(xyz))), level
-            )
+            ones, unit = np.ones(data.shape), np.ones((len(data), len(xyz)))
+            start = _Frame(data, ones, ones, np.asarray(xyz, np.float64), unit, level)
             frames.append(state._with_light(start, basis, options))
         return replace(state, frames=tuple(frames))
 
     def _with_light(self, frame: _Frame, basis: Floats, options: InSituOptions) -> _Frame:
         """Photons and background by linear least squares, for a start."""
-        photons, floor, variance = frame.photons.copy(), frame.floor.copy(), frame.variance.copy()
+        photons, floor = frame.photons.copy(), frame.floor.copy()
+        noise, variance = frame.noise.copy(), frame.variance.copy()
         for c in range(len(self.channels)):
             windows = _Windows(self.known, c, frame, options.reach_px)
             images = self.channels[c].psf().images(windows.xyz_nm, windows.shape).double().numpy()
@@ -247,12 +257,14 @@ class _State:
             # Of the smoothed data: a variance that follows the fit would let it prefer to be bright.
             level = gaussian_filter(frame.data[c].astype(np.float64), _SMOOTHING_PX)
             light = level - (floor[c] @ basis).reshape(level.shape)
-            noise = self.channels[c].calibration.camera.variance_photons(np.maximum(level, 1.0))
-            variance[c] = noise + (options.model_error * light) ** 2
-        return replace(frame, photons=photons, floor=floor, variance=variance)
+            noise[c] = self.channels[c].calibration.camera.variance_photons(np.maximum(level, 1.0))
+            variance[c] = noise[c] + (options.model_error * light) ** 2
+        return replace(frame, photons=photons, floor=floor, noise=noise, variance=variance)
 
-    def result(self, costs: list[float]) -> InSitu:
-        corrected = [channel.corrected for channel in self.channels]
+    def result(self, costs: list[float], unexplained: Floats) -> InSitu:
+        corrected = [
+            channel.corrected(float(share)) for channel, share in zip(self.channels, unexplained, strict=True)
+        ]
         known = self.known
         made: AnyCalibration
         if isinstance(known, PairCalibration):
@@ -263,7 +275,8 @@ class _State:
             {noll: float(value) for noll, value in zip(c.zernike, c.coefficients, strict=True)}
             for c in self.channels
         )
-        return InSitu(made, tuple(frame.xyz_nm for frame in self.frames), added, tuple(costs))
+        xyz_nm = tuple(frame.xyz_nm for frame in self.frames)
+        return InSitu(made, xyz_nm, added, tuple(map(float, unexplained)), tuple(costs))
 
 
 class _Windows:
@@ -306,6 +319,7 @@ class _System:
             added[first : first + len(channel.zernike)] = channel.coefficients
         self.cost = 0.5 * float(prior @ added**2)
         self._matrix, self._right = np.diag(prior), -prior * added
+        self._left, self._light = np.zeros(len(state.channels)), np.zeros(len(state.channels))
         self._parts: list[tuple[Floats, Floats, Floats]] = []
         for frame in state.frames:
             own, between, right = self._add(frame, shared)
@@ -334,6 +348,8 @@ class _System:
             self._matrix[block, block] += (common / variance) @ common.T
             self._right[block] += (common / variance) @ residual
             self.cost += 0.5 * float((residual**2 / variance).sum())
+            self._left[c] += float((residual**2 - frame.noise[c].ravel()).sum())
+            self._light[c] += float((model**2).sum())
         return own, between, right
 
     def _derivatives(self, frame: _Frame, c: int, channel: _Channel) -> tuple[Floats, Floats, Floats, Floats]:
@@ -353,6 +369,11 @@ class _System:
         common.append(windows.placed(bright * (wider - fraction)).sum(0) / _VARIANCE_STEP)
         positions = np.stack(by_position, axis=1).reshape(-1, light.shape[1])
         return positions, light, np.stack(common), frame.photons[c] @ light
+
+    @property
+    def unexplained(self) -> Floats:
+        """(C,) relative residual beyond noise; see ``InSitu.rrse``."""
+        return np.sqrt(np.maximum(self._left, 0.0) / self._light)
 
     def moved(self, damping: float) -> _State:
         """The state after a damped step."""
