@@ -247,7 +247,7 @@ def array_of(group: h5py.Group, name: str, ndim: int, largest: int) -> Any:
         raise InputRejected(f"{name} is not an array stored in this file.")
     if dataset.ndim != ndim or dataset.size > largest:
         raise InputRejected(f"{name} of shape {dataset.shape} is not a {ndim}-D array of a sensible size.")
-    stored = dataset.id.get_storage_size()
+    stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())  # a damaged one says anything
     if dataset.nbytes > max(_UNSTORED_BYTES, _MOST_COMPRESSED * stored):
         raise InputRejected(
             f"{name} of shape {dataset.shape} would take {dataset.nbytes / 1e6:.0f} MB of memory, of which the "
