@@ -34,8 +34,6 @@ from smlm_bridge.multi.work import refined, refiner_of
 HERE = Path(__file__).parent
 EMITTERS = (1, 10, 20, 35, 50, 75)
 LEAST_PHOTONS = {"tetrapod_storm": 6000.0}
-
-
 METHODS = ("network", "refined", "likelihood", "pursuit")
 COUNTED = ("N", "CPU s/frame")
 

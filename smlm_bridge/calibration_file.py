@@ -61,7 +61,7 @@ def from_bytes(data: bytes, name: str, read: Callable[[h5py.File], Read]) -> Rea
     InputRejected
         If it is no calibration, of another version, or ``read`` fails on it.
     """
-    if _text_is_endless(data) or not _survived(data, read):
+    if _text_is_damaged(data) or not _survived(data, read):
         raise InputRejected(f"{name} is damaged: the HDF5 library cannot read it. Copy it again.")
     try:
         file = h5py.File(io.BytesIO(data), "r")
@@ -122,17 +122,20 @@ def _read_and_leave(data: bytes, read: Callable[[h5py.File], Read]) -> NoReturn:
         os._exit(0)
 
 
-def _text_is_endless(data: bytes) -> bool:
-    """Whether the library would never return from reading a text of this file.
+def _text_is_damaged(data: bytes) -> bool:
+    """Whether the library would never return from reading a text of this file, or fill the memory first.
 
     Texts lie in collections of objects, each with its number, its uses and its size (HDF5 file format 3.0, III.E
     "Global Heap"); number 0 is the free space at the end and counts its own header. The library walks along the
-    sizes and does not mind a step of none, nor one around the range of its integers.
+    sizes and does not mind a step of none, nor one around the range of its integers; for a whole collection it
+    takes as much memory as that says to have, before it looks whether the file is so long.
     """
     start = data.find(_HEAP)
     while start >= 0:
         size = int.from_bytes(data[start + 8 : start + 16], "little")
-        place, end = start + 16, min(start + size, len(data))
+        if start + size > len(data):
+            return True
+        place, end = start + 16, start + size
         while place + 16 <= end:
             number, _uses, length = struct.unpack_from("<HH4xQ", data, place)
             step = length if number == 0 else 16 + -(-length // 8) * 8

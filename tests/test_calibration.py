@@ -291,6 +291,16 @@ def test_flipped_bytes_never_crash() -> None:
             continue
 
 
+def test_a_collection_of_texts_that_claims_gigabytes_is_not_read() -> None:
+    """The library would take the memory before it looks how long the file is."""
+    data = bytearray(KINDS["pupil"].to_bytes())
+    place = data.find(b"GCOL")
+    assert place > 0
+    data[place + 8 : place + 16] = (4_000_000_000).to_bytes(8, "little")
+    with pytest.raises(InputRejected, match="HDF5 library cannot read"):
+        Calibration.from_bytes(bytes(data))
+
+
 def test_an_hdf5_file_of_others_is_rejected() -> None:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:

@@ -161,6 +161,7 @@ def test_rerender_corrects_a_calibration_on_a_region_of_a_movie(
     assert after["blur_nm"][1] == pytest.approx(80.0, abs=10.0)
     corrected = load_channels(made)
     assert isinstance(corrected, PairCalibration)
+    assert corrected.provenance["corrected_on"] == "movie.tif"
     assert corrected.transform.coefficients == pytest.approx(TURNED.coefficients)
     assert [c.camera for c in corrected.channels] == list(cameras)
 

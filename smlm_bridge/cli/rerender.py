@@ -108,7 +108,9 @@ def command(
         cameras = cameras_of(source, whole)
         told: dict[str, Any] = {}
         if correct is not None:
-            known, table, told = _corrected(run, source, table, with_cameras(known, cameras))
+            known, table, told = _corrected(
+                run, source, table, with_cameras(known, cameras), made_on=Path(frames_in).name
+            )
         channels = [
             _Channel(channel.psf(device=run.device), camera, transform)
             for channel, camera, transform in zip(
@@ -133,7 +135,7 @@ def command(
 
 
 def _corrected(
-    run: Run, source: "Movie", table: "pd.DataFrame", known: "AnyCalibration"
+    run: Run, source: "Movie", table: "pd.DataFrame", known: "AnyCalibration", *, made_on: str
 ) -> "tuple[AnyCalibration, pd.DataFrame, dict[str, Any]]":
     """The calibration fitted to the frames, the emitters as fitted with it, and what is told of it."""
     import numpy as np
@@ -173,7 +175,7 @@ def _corrected(
     for frame, rows in zip(numbers, fitted, strict=True):
         rows.insert(0, "frame", frame)
     made = result.calibration
-    provenance = {**made.provenance, "corrected_on": Path(str(source.description.get("name", ""))).name}
+    provenance = {**made.provenance, "corrected_on": made_on}
     if isinstance(made, PairCalibration) and isinstance(known, PairCalibration):
         return replace(made, transform=known.transform, provenance=provenance), pd.concat(fitted), told
     return replace(made, provenance=provenance), pd.concat(fitted), told

@@ -3,8 +3,8 @@
 What a bead on the coverslip, or a designed mask, does not know of (a refractive index that differs, a tilted
 slip, another focus) is in the images of every emitter. All emitters of all frames are fitted at once with one
 small set of Zernike coefficients and one blur for each channel, by Levenberg-Marquardt on the light of whole
-frames; the emitters of a frame are eliminated frame by frame (Schur complement), so that many frames cost no
-memory. In the spirit of INSPR (Xu et al. 2020), which averages single emitters; overlapping ones are welcome here.
+frames; the emitters of a frame are eliminated frame by frame (Schur complement), so that many frames cost
+little memory. In the spirit of INSPR (Xu et al. 2020), which averages single emitters; here they may overlap.
 """
 
 from collections.abc import Callable, Sequence

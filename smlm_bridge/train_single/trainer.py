@@ -92,9 +92,8 @@ def check_box(side: int) -> None:
         )
 
 
-_Drawn = tuple[
-    tuple[View, ...], list[Expected], Tensor
-]  # what channels see, what is expected of it, the truth
+#: What the channels see, what is expected of it, and the truth.
+_Drawn = tuple[tuple[View, ...], list[Expected], Tensor]
 
 
 class SingleTrainer(Training[SingleLocalizer, SingleOptions, SingleRanges]):
