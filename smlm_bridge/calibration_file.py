@@ -25,11 +25,10 @@ FORMAT: Final = "smlm_bridge calibration"
 PLAIN_VERSION, VERSION = 1, 2
 _MAPS: Final = ("offset", "e_per_adu", "read_noise_e")
 _LARGEST_MAP = 16_384**2
-_UNSTORED_BYTES, _MOST_COMPRESSED = (
-    100_000_000,
-    50,
-)  # an array that is larger than the first is mostly in the file
+# An array that is larger than the first is mostly in the file.
+_UNSTORED_BYTES, _MOST_COMPRESSED = 100_000_000, 50
 _HEAP: Final = b"GCOL"
+_MOST_MEMORY: Final = 1_500_000_000  # that reading a file may take beyond its own size
 _LONGEST_S = 5
 # What h5py and our own types raise when a file is damaged.
 _DAMAGE: Final = (TypeError, ValueError, OSError, AttributeError, RuntimeError, OverflowError, MemoryError)
@@ -99,7 +98,7 @@ def _survived(data: bytes, read: Callable[[h5py.File], Read]) -> bool:
     if child == 0:
         _read_and_leave(data, read)
     try:
-        return os.WIFEXITED(os.waitpid(child, 0)[1])
+        return os.waitpid(child, 0)[1] == 0
     except ChildProcessError:  # somebody else waited for it
         return True
 
@@ -115,9 +114,18 @@ def _read_and_leave(data: bytes, read: Callable[[h5py.File], Read]) -> NoReturn:
         signal.alarm(6 * _LONGEST_S)  # should it wait for something
         resource.setrlimit(resource.RLIMIT_CPU, (_LONGEST_S, _LONGEST_S))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with open("/proc/self/statm", encoding="ascii") as counts:
+            held = int(counts.read().split()[0]) * resource.getpagesize()
+        given = resource.getrlimit(resource.RLIMIT_AS)[1]
+        if given == resource.RLIM_INFINITY:
+            resource.setrlimit(resource.RLIMIT_AS, (held + len(data) + _MOST_MEMORY, given))
         with h5py.File(io.BytesIO(data), "r") as file:
             _check_marks(file)
             read(file)
+    except MemoryError:
+        os._exit(1)
+    except OSError as error:  # the library's own words where a damaged length asks for gigabytes
+        os._exit(int("memory allocation failed" in str(error)))
     finally:
         os._exit(0)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -297,6 +298,18 @@ def test_a_collection_of_texts_that_claims_gigabytes_is_not_read() -> None:
     place = data.find(b"GCOL")
     assert place > 0
     data[place + 8 : place + 16] = (4_000_000_000).to_bytes(8, "little")
+    with pytest.raises(InputRejected, match="HDF5 library cannot read"):
+        Calibration.from_bytes(bytes(data))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no child reads the file first")
+def test_a_text_that_claims_gigabytes_is_not_read() -> None:
+    """The length stands with the attribute, where no check of the collections sees it."""
+    data = bytearray(KINDS["pupil"].to_bytes())
+    name = data.find(b"hash\0")
+    place = data.find(len(KINDS["pupil"].hash).to_bytes(4, "little"), name)
+    assert 0 < place - name < 100
+    data[place : place + 4] = (4_200_000_000).to_bytes(4, "little")
     with pytest.raises(InputRejected, match="HDF5 library cannot read"):
         Calibration.from_bytes(bytes(data))
 
