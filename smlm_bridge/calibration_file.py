@@ -116,9 +116,10 @@ def _read_and_leave(data: bytes, read: Callable[[h5py.File], Read]) -> NoReturn:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with open("/proc/self/statm", encoding="ascii") as counts:
             held = int(counts.read().split()[0]) * resource.getpagesize()
-        given = resource.getrlimit(resource.RLIMIT_AS)[1]
-        if given == resource.RLIM_INFINITY:
-            resource.setrlimit(resource.RLIMIT_AS, (held + len(data) + _MOST_MEMORY, given))
+        most, given = held + len(data) + _MOST_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]
+        if given != resource.RLIM_INFINITY:
+            most = min(most, given)
+        resource.setrlimit(resource.RLIMIT_AS, (most, given))
         with h5py.File(io.BytesIO(data), "r") as file:
             _check_marks(file)
             read(file)
