@@ -33,8 +33,10 @@ IMAGES = {
 }
 
 
-def agreement(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[int, np.ndarray, np.ndarray]:
-    """Pairs within 250 nm after removing one global shift, the shift, and the RMS of the pairs.
+def agreement(
+    ours: pd.DataFrame, theirs: pd.DataFrame, *, radius_nm: float = 250.0
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Pairs within ``radius_nm`` after removing one global shift, the shift, and the RMS of the pairs.
 
     The shift (up to 1.5 um: what tilt and defocus of a retrieved pupil mean is a matter of convention) is the
     difference of two localizations that most other differences agree with.
@@ -52,7 +54,7 @@ def agreement(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[int, np.ndarray
     votes = tree.query_ball_point(tree.data, 150.0, return_length=True)
     shift = np.median(tree.data[tree.query_ball_point(tree.data[votes.argmax()], 150.0)], axis=0)
     moved = ours.assign(**{axis: ours[axis] - s for axis, s in zip(axes, shift, strict=True)})
-    pairs = match(moved, theirs, radius_nm=250.0)
+    pairs = match(moved, theirs, radius_nm=radius_nm)
     difference = moved[axes].to_numpy()[pairs.loc_index] - theirs[axes].to_numpy()[pairs.truth_index]
     return len(difference), shift, np.sqrt((difference**2).mean(0))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from correct_on_sample import corrected
 from explained_pairs import explained
 from real_data import IMAGES, compare
 from score_simulated import score
@@ -39,8 +40,8 @@ class Recipe:
     ``source`` is a mask or a bead stack below the data folder; ``make`` the verb and options that turn it into a
     calibration; without a source the pupil has the Zernike coefficients ``zernike_rad``. ``sample`` are the
     options of the frames that are shipped with the model, ``system`` those of the learned system. ``masks`` are
-    the names of the channels' masks in a file of two, which are joined with ``photon_ratio``; ``network`` are the
-    sizes of the network.
+    the names of the channels' masks in a file of two, which are joined with ``photon_ratio``; ``cell`` is the pair
+    that is corrected on a real cell instead (see correct_on_sample.py); ``network`` are the sizes of the network.
     """
 
     purpose: str
@@ -54,7 +55,11 @@ class Recipe:
     z_range_nm: tuple[float, float] = (0.0, 0.0)
     masks: tuple[str, ...] = ()
     photon_ratio: float = 1.0
+    cell: str = ""
     network: str = ""
+
+
+_OF_PAIRS = "widths = [32, 64, 96]\nbottom_dilations = [1, 2, 3]\nlearning_rate = 2e-3\n"
 
 
 def pair(
@@ -70,7 +75,21 @@ def pair(
         start=start,
         masks=("mask1", "mask2"),
         photon_ratio=0.85,
-        network="widths = [32, 64, 96]\nbottom_dilations = [1, 2, 3]\nlearning_rate = 2e-3\n",
+        network=_OF_PAIRS,
+    )
+
+
+def cell(name: str, what: str) -> Recipe:
+    """The recipe of a pair of DeepNebulae for real cells."""
+    return Recipe(
+        f"Real telomeres through two channels, {what}, corrected on a cell",
+        "",
+        (),
+        16_000,
+        ("--emitters", "12", "--photons", "80000:300000", "--background", "60:200", "--z-nm", "1000:4000"),
+        start=f"pair_{name}",
+        cell=name,
+        network=_OF_PAIRS,
     )
 
 
@@ -132,6 +151,9 @@ RECIPES = {
     "pair_tetrapod_edof": pair("pair_tetrapod_edof", "Tetrapod and EDOF, z 1 to 4.5 um", "1000:4500", "78"),
     "pair_learned": pair("pair_learned", "learned end to end, z 1 to 4.5 um", "1000:4500", "78"),
     "pair_biplane": pair("pair_biplane", "biplane, z 0 to 4 um", "0:4000", "68", samples=16_000),
+    "telomeres_tetrapod_edof": cell("tetrapod_edof", "Tetrapod and EDOF, both from bead stacks"),
+    "telomeres_crlb": cell("crlb", "optimised for the bound, from the designed masks"),
+    "telomeres_learned": cell("learned", "learned end to end, from a bead stack and a designed mask"),
 }
 
 
@@ -154,6 +176,8 @@ def designed(recipe: Recipe, folder: Path) -> Calibration:
 
 def calibrated(name: str, recipe: Recipe, folder: Path, *, runs: Path, data: Path, threads: int) -> Path:
     """The file of the calibration, made if it is not there."""
+    if recipe.cell:
+        return corrected(recipe.cell, runs=runs, data=data)
     calibration = runs / f"{name}.psf.h5"
     if calibration.exists():
         return calibration

@@ -255,6 +255,18 @@ def test_what_a_model_was_trained_for_bounds_the_search() -> None:
     assert found.options.least_photons == pytest.approx(600.0)
 
 
+def test_what_a_model_leaves_out_is_fitted_but_not_told_of(stamps) -> None:
+    shape, truth = (48, 50), np.array([[2000.0, 2600, 100], [3300, 2500, -150]])
+    frames = frame_of(stamps, truth, np.array([9000.0, 3000]), shape, 1)[None]
+    start = pd.DataFrame({"frame": 0, **dict(zip(("x_nm", "y_nm", "z_nm"), truth.T, strict=True))})
+    work = Work(lambda _: start, start.iloc[:0], lambda _: None, PIXEL, 10**9)
+    ranges = {"z_nm": list(Z), "label_min_photons": 5000.0}
+    found = refined(work, refiner_of(calibration(), ranges=ranges), Camera()).find(frames)
+    assert len(found) == 1
+    np.testing.assert_allclose(found[["x_nm", "y_nm", "z_nm"]].to_numpy()[0], truth[0], atol=40)
+    assert found["photons"].iloc[0] == pytest.approx(9000, rel=0.1)  # the light of the other one is not in it
+
+
 def test_a_gaussian_is_refused(gaussian_calibration) -> None:
     with pytest.raises(InputRejected, match="pupil"):
         refiner_of(gaussian_calibration)

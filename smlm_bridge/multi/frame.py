@@ -22,6 +22,9 @@ _LINK_SHARE = 0.6  # of half a window
 _MOST_ADDED = 200
 _ALIKE = 0.7  # less of an emitter's evidence than this share is left where others are much like it
 _NEIGHBOURS = 8
+_SURE = 20.0  # times the evidence that an emitter needs: no fit without it makes up for that
+_HOPE = 0.7  # of what is explained: the matched filter's grid costs less than the rest
+_SAME_PLACE = 1.5  # steps of that grid
 _GRAIN = 4.0  # errors of a PSF are alike over its grain: they count as if by this much larger
 
 
@@ -137,7 +140,7 @@ class _Frame:
         """Try to explain doubtful emitters, those much like their neighbours, better; whether that changed any.
 
         Without the emitter; with one in place of it and its nearest neighbour; with it somewhere else. The
-        matched filter proposes where, so that a fit in a side minimum of z is left.
+        matched filter proposes where, so that a fit in a side minimum of z is left, and says what is worth a fit.
         """
         alone, fitted = self._evidence()
         doubtful = np.flatnonzero(fitted < _ALIKE * alone)
@@ -145,12 +148,13 @@ class _Frame:
         changed = False
         for i in doubtful[np.argsort(fitted[doubtful])]:
             if not self.gone[i]:
-                changed |= self._replaced(int(i))
+                changed |= self._replaced(int(i), spare=bool(fitted[i] < _SURE * self.options.keep_gain))
         keep = ~self.gone
         self.emitters, self.sigma, self.origin = self.emitters.take(keep), self.sigma[keep], self.origin[keep]
         return changed
 
-    def _replaced(self, i: int) -> bool:
+    def _replaced(self, i: int, *, spare: bool) -> bool:
+        """``spare``: whether the frame could do without the emitter."""
         tree = KDTree(self.emitters.xyz_nm[:, :2])
         count = min(_NEIGHBOURS, len(self.emitters))
         near = np.atleast_1d(tree.query(self.emitters.xyz_nm[i, :2], k=count)[1])
@@ -158,19 +162,26 @@ class _Frame:
         far = np.hypot(*(self.emitters.xyz_nm[near, :2] - self.emitters.xyz_nm[i, :2]).T) > self._link_nm
         others = near[(near != i) & ~far]
         group = np.append(others, i)
+        # What goes, what comes in its place, and the least gain that asks for it.
+        trials: list[tuple[list[int], Emitters | None, float]] = []
+        if spare:
+            trials.append(([i], None, -self.options.keep_gain))
+        if len(others):
+            both = [i, int(others[0])]
+            one = self._proposed(both)
+            if one is not None:
+                trials.append((both, one, -self.options.keep_gain))
+        elsewhere = self._proposed([i])
+        if elsewhere is not None:
+            trials.append(([i], elsewhere, 1.0))
+        if not trials:
+            return False
         problem = self._problem(group, local=True)
         complete = problem.fit(self.emitters.take(group), most=6).log_likelihood
-        # What goes, whether the matched filter puts one in its place, and the least gain that asks for it.
-        trials = [([i], False, -self.options.keep_gain), ([i], True, 1.0)]
-        if len(others):
-            trials.insert(1, ([i, int(others[0])], True, -self.options.keep_gain))
-        for going, with_new, least in trials:
+        for going, new, least in trials:
             rest = group[~np.isin(group, going)]
             start = self.emitters.take(rest)
-            if with_new:
-                new = self._proposed(going)
-                if new is None:
-                    continue
+            if new is not None:
                 start = _joined(start, new)
             if not len(start):
                 continue
@@ -178,7 +189,7 @@ class _Frame:
             if found.log_likelihood - complete > least:
                 replaced = self.emitters.take(group)
                 self.gone[going] = True
-                if with_new:
+                if new is not None:
                     self._append(found.emitters.take(slice(len(rest), None)))
                     rest = np.append(rest, len(self.emitters) - 1)
                 self._take(rest, problem, found, local=True, instead=replaced)
@@ -186,7 +197,10 @@ class _Frame:
         return False
 
     def _proposed(self, going: list[int]) -> Emitters | None:
-        """The best single emitter in place of some, from the matched filter around them."""
+        """The best single emitter in place of some, from the matched filter around them.
+
+        None where it is one of them, or explains so much less than they do that no fit would make up for it.
+        """
         old = self.emitters.take(np.asarray(going))
         half = max(part.half_px for part in self.stamps) * 3 // 2
         pixel = self.stamps[0].psf.pixel_nm
@@ -199,20 +213,25 @@ class _Frame:
         height, width = self.photons.shape[1:]
         residual = np.zeros((len(self.photons), side, side), np.float32)
         variance = np.full_like(residual, 1e12)  # nothing is known beyond the frame
-        images = self.images - self._light(old)
+        light = self._light(old)
+        images = self.images - light
         shot = np.maximum(self.images + self.floor + self.read_variance, 1.0)
         shot = shot + (_GRAIN * self.error * images) ** 2
         left_over = self.photons - images - self.floor
+        loss = float((light * (left_over - 0.5 * light) / shot).sum())
         for c, corner in enumerate(corners):
             rows, columns, own_rows, own_columns = windows(corner[None], side, (height, width))[0]
             residual[c, own_rows, own_columns] = left_over[c, rows, columns]
             variance[c, own_rows, own_columns] = shot[c, rows, columns]
         found = self.local_bank.candidates(
-            residual, variance, least_gain=1.0, apart_px=side, most=1, corners=corners
+            residual, variance, least_gain=max(1.0, _HOPE * loss), apart_px=side, most=1, corners=corners
         )
         if not len(found.gain):
             return None
         xyz = found.xyz_nm + np.array([*(corners[0] * pixel), 0.0])
+        grid = np.array([pixel, pixel, self.options.step_nm])
+        if (np.abs(xyz - old.xyz_nm) < _SAME_PLACE * grid).all(axis=1).any():
+            return None
         return Emitters(xyz, self.prior.mean_blur_nm2(1), found.photons)
 
     def _append(self, new: Emitters) -> None:

@@ -24,6 +24,9 @@ class RefineOptions:
         Loss in log-likelihood that removing an emitter must cost, else it goes.
     least_photons
         Dimmer emitters go, whatever their gain: what a PSF that is not quite right leaves of bright ones.
+    told_photons
+        Dimmer emitters are fitted with the others, but left out of tables: a model that was trained to leave them
+        out says so in its ranges.
     rounds, passes
         Times that emitters are added with the background held, and times that all are fitted again before
         more are added; 0 only fits and removes.
@@ -41,6 +44,7 @@ class RefineOptions:
     add_gain: float = 16.0
     keep_gain: float = 10.0
     least_photons: float = 0.0
+    told_photons: float = 0.0
     rounds: int = 5
     passes: int = 3
     node_px: float = 20.0

@@ -45,8 +45,8 @@ def refiner_of(
         What a model was trained for, as ``ModelInfo.ranges``: heights, additional blur, least photons. None:
         any additional blur up to 0.8 pixels, and a PSF that is wrong by 3 % or more.
     options
-        None takes the default; ``least_photons`` of 0 takes it from the ranges, ``model_error`` of 0 from what
-        the calibration says of its own residual.
+        None takes the default; ``least_photons`` and ``told_photons`` of 0 take it from the ranges,
+        ``model_error`` of 0 from what the calibration says of its own residual.
     corner_nm
         Where frames begin within either channel (x, y): a pair's transform is that of whole frames.
 
@@ -63,6 +63,8 @@ def refiner_of(
     options = options or RefineOptions()
     if not options.least_photons:
         options = replace(options, least_photons=_DIM_SHARE * _dimmest(known))
+    if not options.told_photons:
+        options = replace(options, told_photons=float(known.get("label_min_photons", 0.0)))
     if not options.model_error:
         error = max(float(channel.provenance.get("rrse") or 0.0) for channel in calibration.channels)
         options = replace(options, model_error=error if ranges else max(error, _UNKNOWN_ERROR))
@@ -154,7 +156,7 @@ def _table(
     added = 1.0 / (1.0 + np.exp(-np.clip(result.support - options.add_gain, 0.0, 50.0)))
     known = start["probability"].to_numpy(float) if "probability" in start else np.ones(len(start))
     probability = np.where(result.origin >= 0, known[result.origin] if len(known) else 1.0, added)
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "frame": np.full(len(xyz), frame, np.int64),
             "x_nm": xyz[:, 0],
@@ -170,6 +172,7 @@ def _table(
             "probability": probability,
         }
     )
+    return table[table["photons"] >= options.told_photons]
 
 
 def _dimmest(ranges: Mapping[str, Any]) -> float:

@@ -1,0 +1,123 @@
+"""One real cell through three pairs of PSFs, each localized by its shipped model, beside the published networks.
+
+    python benchmarks/real_pairs.py [--runs runs] [--data ../shared/data] [--network] [--picture FILE]
+
+For each pair the explained signal of both channels and the number of localizations, ours and the published
+network's; then how well the tables of two pairs agree: pairs within 150 nm after removing one global shift, as a
+share of all emitters in either table, and the RMS of their differences. ``--network`` leaves out ``--refine``;
+``--picture`` draws data, model and residual of every channel on one scale. Tables that are in ``runs`` are kept.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import tifffile
+from correct_on_sample import PAIRS, ROOT, bridge
+from real_data import agreement
+
+from smlm_bridge.io.thunderstorm import read_table
+
+RADIUS_NM = 150.0
+AXES = ["x", "y", "z"]
+
+
+class Cell:
+    """The image of the cell through one pair, and the files of its localization."""
+
+    def __init__(self, name: str, runs: Path, data: Path) -> None:
+        self.name, self._runs = name, runs
+        self.frames = [data / "telomeres_fixed" / f"{image}.tif" for image in PAIRS[name].images]
+        self.reference = read_table(data / "reference" / f"telomeres_fixed_{name}.csv")
+
+    def file(self, end: str) -> Path:
+        return self._runs / f"cell_{self.name}.{end}"
+
+    def localized(self, *, refine: bool) -> Path:
+        table = self.file("refined.csv" if refine else "network.csv")
+        if not table.exists():
+            how = ("--refine",) if refine else ()
+            model = ("--model", f"telomeres_{self.name}", "--channel2", self.frames[1])
+            bridge("localize", self.frames[0], "-o", table, *model, *how)
+        return table
+
+    def explained(self, table: Path) -> list[float]:
+        words = ["rerender", table, self.frames[0], f"telomeres_{self.name}", "--channel2", self.frames[1]]
+        written = ["-o", self.file("model.tif"), "--residual", self.file("residual.tif")]
+        told = subprocess.run(
+            [sys.executable, "-m", "smlm_bridge", *map(str, words + written), "--json", "--overwrite"],
+            check=True,
+            stdout=subprocess.PIPE,
+        )
+        return list(json.loads(told.stdout)["explained_signal"])
+
+
+def agreements(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """A line for every two of the tables."""
+    lines = []
+    for first, second in combinations(tables, 2):
+        a, b = tables[first], tables[second]
+        pairs, shift, rms = agreement(a, b, radius_nm=RADIUS_NM)
+        share = pairs / (len(a) + len(b) - pairs)
+        errors = ", ".join(f"{axis} {value:.0f}" for axis, value in zip(AXES, rms, strict=True))
+        lines.append(
+            f"  {first} - {second}: {share:.2f} ({pairs} of {len(a)} and {len(b)}), RMS nm {errors}, "
+            f"shift {np.round(shift)} nm"
+        )
+    return lines
+
+
+def draw(cells: list[Cell], picture: Path) -> None:
+    """A row for every channel: data without its background level, model, and residual."""
+    figure, axes = plt.subplots(2 * len(cells), 3, figsize=(7, 4.6 * len(cells)), layout="constrained")
+    for cell, rows in zip(cells, np.split(axes, len(cells)), strict=True):
+        model, residual = (tifffile.imread(cell.file(f"{end}.tif")) for end in ("model", "residual"))
+        for row, file, rendered, left in zip(rows, cell.frames, model, residual, strict=True):
+            data = tifffile.imread(file).astype(float)
+            level = np.percentile(data, 5)
+            top = np.percentile(data, 99.7) - level
+            images = [data - level, rendered - np.percentile(rendered, 5), left]
+            for axis, image, title in zip(row, images, ("data", "model", "residual"), strict=True):
+                symmetric = title == "residual"
+                axis.imshow(image, cmap="RdBu_r" if symmetric else "gray", vmin=-top * symmetric, vmax=top)
+                axis.set_title(f"{file.stem}: {title}", fontsize=8)
+                axis.set_axis_off()
+    figure.savefig(picture, dpi=70)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--network", action="store_true")
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    cells = [Cell(name, arguments.runs, arguments.data) for name in PAIRS]
+    tables = {}
+    for cell in cells:
+        table = cell.localized(refine=not arguments.network)
+        explained = cell.explained(table)
+        tables[cell.name] = read_table(table)
+        print(
+            f"{cell.name}: explained {explained[0]:.4f} {explained[1]:.4f}, {len(tables[cell.name])} "
+            f"localizations, published network {len(cell.reference)}",
+            flush=True,
+        )
+    print("Agreement of ours:", *agreements(tables), sep="\n")
+    print("Of the published networks:", *agreements({c.name: c.reference for c in cells}), sep="\n")
+    if arguments.picture is not None:
+        draw(cells, arguments.picture)
+
+
+if __name__ == "__main__":
+    main()
