@@ -1,6 +1,7 @@
 """All emitters of a frame: fitted together, unsupported ones removed, others added where the residual asks."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,13 @@ _NEIGHBOURS = 8
 _SURE = 20.0  # times the evidence that an emitter needs: no fit without it makes up for that
 _HOPE = 0.7  # of what is explained: the matched filter's grid costs less than the rest
 _SAME_PLACE = 1.5  # steps of that grid
+_ELSEWHERE_PX = 12  # how far from where it was the place of an emitter is sought
+_PARTNERS = 3  # neighbours of which each may be one with an emitter
+_APART_NM = (
+    (250.0, 0.0, 0.0),
+    (0.0, 250.0, 0.0),
+    (0.0, 0.0, 500.0),
+)  # halves of an emitter that is too bright
 _GRAIN = 4.0  # errors of a PSF are alike over its grain: they count as if by this much larger
 
 
@@ -50,8 +58,9 @@ class Refiner:
                 z_nm=prior.z_nm,
                 step_nm=options.step_nm,
                 blur_nm2=[mean for mean, _ in prior.blurs],
+                inside=around_one,
             )
-            for _ in range(2)
+            for around_one in (False, True)
         )
 
     def __call__(self, photons: Frames, read_variance: Frames, start_xyz_nm: Floats) -> Refined:
@@ -65,6 +74,7 @@ class Refiner:
             Positions to start from; none for matching pursuit alone.
         """
         frame = _Frame(self, photons, read_variance, start_xyz_nm)
+        frame.begin()
         frame.settle(frame.everything())
         for _ in range(self.options.passes):
             changed = frame.grow(self.options.rounds)
@@ -74,6 +84,23 @@ class Refiner:
                 break
         frame.settle(frame.everything(), tolerance=0.05)
         return frame.result()
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Emitters that go, what comes in their place, and the gain in log-likelihood that asks for it."""
+
+    going: list[int]
+    new: Emitters | None
+    least_gain: float
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """One emitter, and what it explains beyond those that it stands for."""
+
+    one: Emitters
+    surplus: float
 
 
 class _Frame:
@@ -108,6 +135,15 @@ class _Frame:
             mask[part] = True
         return mask
 
+    def begin(self) -> None:
+        """Move what stands wrong at the start, before others are fitted to make up for it."""
+        if not len(self.emitters):
+            return
+        self._level()
+        for group in self._groups(self.everything()):
+            self._fit(group, local=False, tolerance=0.5, most=1)
+        self.reconsider()
+
     def settle(self, which: Mask, *, local: bool = False, tolerance: float = 0.5) -> None:
         """Fit emitters in groups and remove what is not supported, until nothing is removed.
 
@@ -137,24 +173,28 @@ class _Frame:
             self.origin, which = self.origin[~going], touched[~going]
 
     def reconsider(self) -> bool:
-        """Try to explain doubtful emitters, those much like their neighbours, better; whether that changed any.
+        """Try to explain doubtful emitters better; whether that changed any.
 
-        Without the emitter; with one in place of it and its nearest neighbour; with it somewhere else. The
-        matched filter proposes where, so that a fit in a side minimum of z is left, and says what is worth a fit.
+        Doubtful are those much like their neighbours, and those brighter than any should be. Tried are: without
+        the emitter; one in place of it and a neighbour; it somewhere else; two in place of one that is too
+        bright. The matched filter proposes where, so that a fit in a side minimum is left, and says what is worth
+        a fit.
         """
         alone, fitted = self._evidence()
-        doubtful = np.flatnonzero(fitted < _ALIKE * alone)
+        bright = self.emitters.photons.sum(axis=1) > (self.options.most_photons or np.inf)
+        doubtful = np.flatnonzero((fitted < _ALIKE * alone) | bright)
         self.gone = np.zeros(len(self.emitters), bool)
         changed = False
         for i in doubtful[np.argsort(fitted[doubtful])]:
             if not self.gone[i]:
-                changed |= self._replaced(int(i), spare=bool(fitted[i] < _SURE * self.options.keep_gain))
+                spare = bool(fitted[i] < _SURE * self.options.keep_gain)
+                changed |= self._replaced(int(i), spare=spare, bright=bool(bright[i]))
         keep = ~self.gone
         self.emitters, self.sigma, self.origin = self.emitters.take(keep), self.sigma[keep], self.origin[keep]
         return changed
 
-    def _replaced(self, i: int, *, spare: bool) -> bool:
-        """``spare``: whether the frame could do without the emitter."""
+    def _replaced(self, i: int, *, spare: bool, bright: bool) -> bool:
+        """``spare``: whether the frame could do without the emitter; ``bright``: whether it may be two."""
         tree = KDTree(self.emitters.xyz_nm[:, :2])
         count = min(_NEIGHBOURS, len(self.emitters))
         near = np.atleast_1d(tree.query(self.emitters.xyz_nm[i, :2], k=count)[1])
@@ -162,47 +202,60 @@ class _Frame:
         far = np.hypot(*(self.emitters.xyz_nm[near, :2] - self.emitters.xyz_nm[i, :2]).T) > self._link_nm
         others = near[(near != i) & ~far]
         group = np.append(others, i)
-        # What goes, what comes in its place, and the least gain that asks for it.
-        trials: list[tuple[list[int], Emitters | None, float]] = []
-        if spare:
-            trials.append(([i], None, -self.options.keep_gain))
-        if len(others):
-            both = [i, int(others[0])]
-            one = self._proposed(both)
-            if one is not None:
-                trials.append((both, one, -self.options.keep_gain))
-        elsewhere = self._proposed([i])
-        if elsewhere is not None:
-            trials.append(([i], elsewhere, 1.0))
+        trials = self._trials(i, others, spare=spare, bright=bright)
         if not trials:
             return False
         problem = self._problem(group, local=True)
         complete = problem.fit(self.emitters.take(group), most=6).log_likelihood
-        for going, new, least in trials:
-            rest = group[~np.isin(group, going)]
+        for trial in trials:
+            rest = group[~np.isin(group, trial.going)]
             start = self.emitters.take(rest)
-            if new is not None:
-                start = _joined(start, new)
+            if trial.new is not None:
+                start = _joined(start, trial.new)
             if not len(start):
                 continue
             found = problem.fit(start, most=15)
-            if found.log_likelihood - complete > least:
+            if found.log_likelihood - complete > trial.least_gain:
                 replaced = self.emitters.take(group)
-                self.gone[going] = True
-                if new is not None:
-                    self._append(found.emitters.take(slice(len(rest), None)))
-                    rest = np.append(rest, len(self.emitters) - 1)
+                self.gone[trial.going] = True
+                new = found.emitters.take(slice(len(rest), None))
+                self._append(new)
+                rest = np.append(rest, np.arange(len(self.emitters) - len(new), len(self.emitters)))
                 self._take(rest, problem, found, local=True, instead=replaced)
                 return True
         return False
 
-    def _proposed(self, going: list[int]) -> Emitters | None:
+    def _trials(self, i: int, others: NDArray[np.intp], *, spare: bool, bright: bool) -> list["_Trial"]:
+        """What could stand in place of an emitter, the simplest first."""
+        trials = []
+        if spare:
+            trials.append(_Trial([i], None, -self.options.keep_gain))
+        pairs = [[i, int(other)] for other in others[:_PARTNERS]]
+        merged = [(both, self._proposed(both)) for both in pairs]
+        hopeful = [(found.surplus, both, found.one) for both, found in merged if found is not None]
+        if hopeful:
+            _, both, one = max(hopeful, key=lambda each: each[0])
+            trials.append(_Trial(both, one, -self.options.keep_gain))
+        elsewhere = self._proposed([i])
+        if elsewhere is not None:
+            trials.append(_Trial([i], elsewhere.one, 1.0))
+        if bright:
+            trials += [_Trial([i], self._halves(i, apart), self.options.add_gain) for apart in _APART_NM]
+        return trials
+
+    def _halves(self, i: int, apart_nm: tuple[float, float, float]) -> Emitters:
+        """Two emitters in place of one, on either side of it."""
+        one = self.emitters.take(np.array([i, i]))
+        xyz = one.xyz_nm + np.array([[0.5], [-0.5]]) * np.array(apart_nm)
+        return Emitters(xyz, one.blur_nm2, 0.5 * one.photons)
+
+    def _proposed(self, going: list[int]) -> "_Proposal | None":
         """The best single emitter in place of some, from the matched filter around them.
 
         None where it is one of them, or explains so much less than they do that no fit would make up for it.
         """
         old = self.emitters.take(np.asarray(going))
-        half = max(part.half_px for part in self.stamps) * 3 // 2
+        half = max(part.half_px for part in self.stamps) + _ELSEWHERE_PX
         pixel = self.stamps[0].psf.pixel_nm
         middle = old.xyz_nm[:, :2].mean(axis=0)
         corners = [
@@ -232,7 +285,8 @@ class _Frame:
         grid = np.array([pixel, pixel, self.options.step_nm])
         if (np.abs(xyz - old.xyz_nm) < _SAME_PLACE * grid).all(axis=1).any():
             return None
-        return Emitters(xyz, self.prior.mean_blur_nm2(1), found.photons)
+        one = Emitters(xyz, self.prior.mean_blur_nm2(1), found.photons)
+        return _Proposal(one, float(found.gain[0]) - loss)
 
     def _append(self, new: Emitters) -> None:
         """Add emitters, whose light is not in the images yet, at the end."""
@@ -337,10 +391,11 @@ class _Frame:
         half = len(group) // 2
         return [piece for part in (order[:half], order[half:]) for piece in self._halved(group[part])]
 
-    def _fit(self, group: NDArray[np.intp], *, local: bool, tolerance: float) -> None:
+    def _fit(self, group: NDArray[np.intp], *, local: bool, tolerance: float, most: int = 30) -> None:
         """Fit one group with the light of the others held."""
         problem = self._problem(group, local=local)
-        self._take(group, problem, problem.fit(self.emitters.take(group), tolerance=tolerance), local=local)
+        fitted = problem.fit(self.emitters.take(group), tolerance=tolerance, most=most)
+        self._take(group, problem, fitted, local=local)
 
     def _problem(self, group: NDArray[np.intp], *, local: bool) -> GroupProblem:
         """The box of a group's windows with the light of all others held; ``local``: and the background."""

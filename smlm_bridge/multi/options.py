@@ -24,6 +24,8 @@ class RefineOptions:
         Loss in log-likelihood that removing an emitter must cost, else it goes.
     least_photons
         Dimmer emitters go, whatever their gain: what a PSF that is not quite right leaves of bright ones.
+    most_photons
+        Brighter emitters may be two in one place; 0: nothing is known of that.
     told_photons
         Dimmer emitters are fitted with the others, but left out of tables: a model that was trained to leave them
         out says so in its ranges.
@@ -44,6 +46,7 @@ class RefineOptions:
     add_gain: float = 16.0
     keep_gain: float = 10.0
     least_photons: float = 0.0
+    most_photons: float = 0.0
     told_photons: float = 0.0
     rounds: int = 5
     passes: int = 3

@@ -38,7 +38,19 @@ class Candidates:
 
 
 class Bank:
-    """Images of the PSF at evenly spaced heights, to be moved over a frame."""
+    """Images of the PSF at evenly spaced heights, to be moved over a frame.
+
+    Parameters
+    ----------
+    stamps
+        One a channel.
+    z_nm, step_nm
+        Heights, and about how far apart they are.
+    blur_nm2
+        One for all channels, or one for each.
+    inside
+        Only places whose windows lie inside of what is searched: several times faster for a small piece.
+    """
 
     def __init__(
         self,
@@ -47,8 +59,10 @@ class Bank:
         z_nm: tuple[float, float],
         step_nm: float,
         blur_nm2: Sequence[float],
+        inside: bool = False,
     ) -> None:
-        """Render the images of every channel; one blur for all, or one for each."""
+        """Render the images of every channel."""
+        self._inside = inside
         count = max(2, round((z_nm[1] - z_nm[0]) / step_nm) + 1)
         self.z_nm = np.linspace(*z_nm, count)
         self.stamps = list(stamps)
@@ -149,19 +163,26 @@ class Bank:
     @property
     def _padded(self) -> tuple[int, int]:
         assert self._shape is not None
-        side = max(part.side_px for part in self.stamps)
-        rows, columns = (scipy.fft.next_fast_len(length + side - 1, real=True) for length in self._shape)
+        beyond = 0 if self._inside else max(part.side_px for part in self.stamps) - 1
+        rows, columns = (scipy.fft.next_fast_len(length + beyond, real=True) for length in self._shape)
         return rows, columns
 
     def _correlated(self, image: Frames, spectra: NDArray[np.complex64], channel: int) -> Frames:
-        """(Z, H, W) sums of an image times the bank around every pixel."""
+        """(Z, H, W) sums of an image times the bank around every pixel; 0 where nothing is searched."""
         assert self._shape is not None
         height, width = self._shape
         half = self.stamps[channel].half_px
         size = self._padded
-        spectrum = scipy.fft.rfft2(np.pad(image, ((half, 0), (half, 0))), s=size)
+        before = 0 if self._inside else half
+        spectrum = scipy.fft.rfft2(np.pad(image, ((before, 0), (before, 0))), s=size)
         product = scipy.fft.irfft2(spectrum * spectra, s=size, axes=(1, 2))
-        return np.asarray(product[:, :height, :width], np.float32)
+        if not self._inside:
+            return np.asarray(product[:, :height, :width], np.float32)
+        out = np.zeros((len(product), height, width), np.float32)
+        out[:, half : height - half, half : width - half] = product[
+            :, : height - 2 * half, : width - 2 * half
+        ]
+        return out
 
 
 def _centred(stamps: Stamps, z_nm: Floats, blur_nm2: float) -> Frames:

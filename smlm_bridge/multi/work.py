@@ -45,8 +45,8 @@ def refiner_of(
         What a model was trained for, as ``ModelInfo.ranges``: heights, additional blur, least photons. None:
         any additional blur up to 0.8 pixels, and a PSF that is wrong by 3 % or more.
     options
-        None takes the default; ``least_photons`` and ``told_photons`` of 0 take it from the ranges,
-        ``model_error`` of 0 from what the calibration says of its own residual.
+        None takes the default; photons of 0 are taken from the ranges, ``model_error`` of 0 from what the
+        calibration says of its own residual.
     corner_nm
         Where frames begin within either channel (x, y): a pair's transform is that of whole frames.
 
@@ -63,6 +63,8 @@ def refiner_of(
     options = options or RefineOptions()
     if not options.least_photons:
         options = replace(options, least_photons=_DIM_SHARE * _dimmest(known))
+    if not options.most_photons:
+        options = replace(options, most_photons=_brightest(known))
     if not options.told_photons:
         options = replace(options, told_photons=float(known.get("label_min_photons", 0.0)))
     if not options.model_error:
@@ -181,3 +183,8 @@ def _dimmest(ranges: Mapping[str, Any]) -> float:
     if asked or ranges.get("photons_law", "gamma") == "gamma":
         return asked
     return float(ranges["photons"][0])
+
+
+def _brightest(ranges: Mapping[str, Any]) -> float:
+    """Photons of the brightest emitter that a model knows, 0 where its law has no end."""
+    return 0.0 if ranges.get("photons_law", "gamma") == "gamma" else float(ranges["photons"][1])
