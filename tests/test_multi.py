@@ -204,6 +204,32 @@ def test_groups_that_are_cut_find_the_same(stamps, refiner) -> None:
     assert nearest(other, one).max() < 10
 
 
+@pytest.mark.parametrize("seed", [12, 13, 14])
+def test_one_that_is_too_bright_is_tried_as_two(stamps, seed: int) -> None:
+    """Nothing is added here: only the split can find the second."""
+    truth, photons = np.array([[2500.0, 2600, 120], [2640, 2520, -100]]), np.array([9000.0, 8000])
+    data = frame_of(stamps, truth, photons, (48, 50), seed)
+    options = RefineOptions(least_photons=300.0, rounds=0)
+    counts = []
+    for most in (0.0, 12_000.0):
+        split = Refiner([stamps], Prior(Z), replace(options, most_photons=most))
+        found = split(data, np.zeros_like(data), truth.mean(axis=0)[None]).emitters
+        counts.append(len(found))
+    assert counts == [1, 2]
+    assert nearest(found.xyz_nm, truth).max() < 80
+
+
+def test_a_wrong_height_is_mended_before_the_others_make_up_for_it(stamps, refiner) -> None:
+    truth = np.array([[2300.0, 2500, 250], [2900, 2600, -300], [2500, 3000, -50]])
+    data = frame_of(stamps, truth, np.array([6000.0, 7000, 6000]), (48, 50), 15)
+    start = truth.copy()
+    start[0] += [150.0, 80, -550]
+    only_fits = Refiner([stamps], Prior(Z), replace(refiner.options, rounds=0, passes=0))
+    found = only_fits(data, np.zeros_like(data), start).emitters.xyz_nm
+    assert len(found) == 3
+    assert nearest(found, truth).max() < 60
+
+
 def refiner_with(stamps: Stamps, *, model_error: float) -> Refiner:
     return Refiner([stamps], Prior(Z), RefineOptions(least_photons=1000.0, model_error=model_error))
 
