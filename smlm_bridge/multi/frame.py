@@ -96,6 +96,15 @@ class _Trial:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """Whether the frame could do without an emitter, whether it may be two, and whether it may only move."""
+
+    spare: bool
+    bright: bool
+    only_moves: bool
+
+
+@dataclass(frozen=True)
 class _Proposal:
     """One emitter, and what it explains beyond those that it stands for."""
 
@@ -142,7 +151,7 @@ class _Frame:
         self._level()
         for group in self._groups(self.everything()):
             self._fit(group, local=False, tolerance=0.5, most=1)
-        self.reconsider()
+        self.reconsider(only_moves=True)
 
     def settle(self, which: Mask, *, local: bool = False, tolerance: float = 0.5) -> None:
         """Fit emitters in groups and remove what is not supported, until nothing is removed.
@@ -172,13 +181,13 @@ class _Frame:
             self.emitters, self.sigma = self.emitters.take(~going), self.sigma[~going]
             self.origin, which = self.origin[~going], touched[~going]
 
-    def reconsider(self) -> bool:
+    def reconsider(self, *, only_moves: bool = False) -> bool:
         """Try to explain doubtful emitters better; whether that changed any.
 
         Doubtful are those much like their neighbours, and those brighter than any should be. Tried are: without
         the emitter; one in place of it and a neighbour; it somewhere else; two in place of one that is too
         bright. The matched filter proposes where, so that a fit in a side minimum is left, and says what is worth
-        a fit.
+        a fit. ``only_moves`` keeps their number.
         """
         alone, fitted = self._evidence()
         bright = self.emitters.photons.sum(axis=1) > (self.options.most_photons or np.inf)
@@ -188,13 +197,13 @@ class _Frame:
         for i in doubtful[np.argsort(fitted[doubtful])]:
             if not self.gone[i]:
                 spare = bool(fitted[i] < _SURE * self.options.keep_gain)
-                changed |= self._replaced(int(i), spare=spare, bright=bool(bright[i]))
+                asked = _Asked(spare=spare, bright=bool(bright[i]), only_moves=only_moves)
+                changed |= self._replaced(int(i), asked)
         keep = ~self.gone
         self.emitters, self.sigma, self.origin = self.emitters.take(keep), self.sigma[keep], self.origin[keep]
         return changed
 
-    def _replaced(self, i: int, *, spare: bool, bright: bool) -> bool:
-        """``spare``: whether the frame could do without the emitter; ``bright``: whether it may be two."""
+    def _replaced(self, i: int, asked: "_Asked") -> bool:
         tree = KDTree(self.emitters.xyz_nm[:, :2])
         count = min(_NEIGHBOURS, len(self.emitters))
         near = np.atleast_1d(tree.query(self.emitters.xyz_nm[i, :2], k=count)[1])
@@ -202,7 +211,7 @@ class _Frame:
         far = np.hypot(*(self.emitters.xyz_nm[near, :2] - self.emitters.xyz_nm[i, :2]).T) > self._link_nm
         others = near[(near != i) & ~far]
         group = np.append(others, i)
-        trials = self._trials(i, others, spare=spare, bright=bright)
+        trials = self._trials(i, others, asked)
         if not trials:
             return False
         problem = self._problem(group, local=True)
@@ -225,10 +234,14 @@ class _Frame:
                 return True
         return False
 
-    def _trials(self, i: int, others: NDArray[np.intp], *, spare: bool, bright: bool) -> list["_Trial"]:
+    def _trials(self, i: int, others: NDArray[np.intp], asked: "_Asked") -> list[_Trial]:
         """What could stand in place of an emitter, the simplest first."""
+        elsewhere = self._proposed([i])
+        move = [] if elsewhere is None else [_Trial([i], elsewhere.one, 1.0)]
+        if asked.only_moves:
+            return move
         trials = []
-        if spare:
+        if asked.spare:
             trials.append(_Trial([i], None, -self.options.keep_gain))
         pairs = [[i, int(other)] for other in others[:_PARTNERS]]
         merged = [(both, self._proposed(both)) for both in pairs]
@@ -236,10 +249,8 @@ class _Frame:
         if hopeful:
             _, both, one = max(hopeful, key=lambda each: each[0])
             trials.append(_Trial(both, one, -self.options.keep_gain))
-        elsewhere = self._proposed([i])
-        if elsewhere is not None:
-            trials.append(_Trial([i], elsewhere.one, 1.0))
-        if bright:
+        trials += move
+        if asked.bright:
             trials += [_Trial([i], self._halves(i, apart), self.options.add_gain) for apart in _APART_NM]
         return trials
 
@@ -249,7 +260,7 @@ class _Frame:
         xyz = one.xyz_nm + np.array([[0.5], [-0.5]]) * np.array(apart_nm)
         return Emitters(xyz, one.blur_nm2, 0.5 * one.photons)
 
-    def _proposed(self, going: list[int]) -> "_Proposal | None":
+    def _proposed(self, going: list[int]) -> _Proposal | None:
         """The best single emitter in place of some, from the matched filter around them.
 
         None where it is one of them, or explains so much less than they do that no fit would make up for it.
