@@ -5,7 +5,7 @@
 For each pair the explained signal of both channels and the number of localizations, ours and the published
 network's; then how well the tables of two pairs agree: pairs within 150 nm after removing one global shift, as a
 share of all emitters in either table, and the RMS of their differences. ``--network`` leaves out ``--refine``;
-``--picture`` draws data, model and residual of every channel on one scale. Tables that are in ``runs`` are kept.
+``--picture`` draws data, model and residual of every channel, each channel on one scale. Tables that are in ``runs`` are kept.
 """
 
 import argparse
@@ -75,9 +75,9 @@ def agreements(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
 
 def draw(cells: list[Cell], picture: Path) -> None:
-    """A row for every channel: data without its background level, model, and residual."""
-    figure, axes = plt.subplots(2 * len(cells), 3, figsize=(7, 4.6 * len(cells)), layout="constrained")
-    for cell, rows in zip(cells, np.split(axes, len(cells)), strict=True):
+    """A row for every pair: of each channel data without its background level, model, and residual."""
+    figure, axes = plt.subplots(len(cells), 6, figsize=(12, 2.3 * len(cells)), layout="constrained")
+    for cell, rows in zip(cells, axes.reshape(len(cells), 2, 3), strict=True):
         model, residual = (tifffile.imread(cell.file(f"{end}.tif")) for end in ("model", "residual"))
         for row, file, rendered, left in zip(rows, cell.frames, model, residual, strict=True):
             data = tifffile.imread(file).astype(float)
@@ -89,7 +89,7 @@ def draw(cells: list[Cell], picture: Path) -> None:
                 axis.imshow(image, cmap="RdBu_r" if symmetric else "gray", vmin=-top * symmetric, vmax=top)
                 axis.set_title(f"{file.stem}: {title}", fontsize=8)
                 axis.set_axis_off()
-    figure.savefig(picture, dpi=70)
+    figure.savefig(picture, dpi=80)
 
 
 def main() -> None:

@@ -37,7 +37,8 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 @pytest.fixture(scope="module")
 def shipped() -> None:
     """Skip where the weights are not there, e.g. in a partial checkout."""
-    missing = {"tetrapod_telomere", "tetrapod_storm", "telomeres_tetrapod"} - set(shipped_names())
+    pairs = {f"telomeres_{pair}" for pair in ("tetrapod_edof", "crlb", "learned")}
+    missing = {"tetrapod_telomere", "tetrapod_storm", "telomeres_tetrapod", *pairs} - set(shipped_names())
     if missing:
         pytest.skip(f"the shipped models {sorted(missing)} are not in this tree")
 
@@ -87,6 +88,31 @@ def test_real_telomeres_are_explained(cli: Cli, shared_data: Path, tmp_path: Pat
     again = cli(["rerender", tmp_path / "l.csv", frames, "telomeres_tetrapod", "-o", tmp_path / "m.tif"])
     assert again["explained_signal"][0] >= 0.95
     assert tifffile.imread(tmp_path / "m.tif").squeeze().shape == (155, 155)
+
+
+PAIRS = {
+    "tetrapod_edof": (("tetrapod", "edof"), (0.977, 0.977)),
+    "crlb": (("crlb1", "crlb2"), (0.970, 0.970)),
+    "learned": (("learned1", "learned2"), (0.977, 0.970)),
+}
+
+
+@pytest.mark.usefixtures("shipped")
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("refine", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_real_cell_through_two_channels_is_explained(
+    cli: Cli, shared_data: Path, tmp_path: Path, pair: str, *, refine: bool
+) -> None:
+    """The bars are those of --refine, with no more localizations than the published network."""
+    names, bars = PAIRS[pair]
+    first, second = (shared_data / "telomeres_fixed" / f"{name}.tif" for name in names)
+    table, model = tmp_path / "l.csv", f"telomeres_{pair}"
+    how = ["--refine"] if refine else []
+    cli(["localize", first, "--channel2", second, "--model", model, "-o", table, *how])
+    explained = cli(["rerender", table, first, model, "--channel2", second])["explained_signal"]
+    assert np.all(np.array(explained) >= (np.array(bars) if refine else 0.96))
+    reference = read_table(shared_data / "reference" / f"telomeres_fixed_{pair}.csv")
+    assert not refine or len(read_table(table)) <= len(reference)
 
 
 @pytest.mark.usefixtures("shipped")
