@@ -5,7 +5,8 @@
 For each pair the explained signal of both channels and the number of localizations, ours and the published
 network's; then how well the tables of two pairs agree: pairs within 150 nm after removing one global shift, as a
 share of all emitters in either table, and the RMS of their differences. ``--network`` leaves out ``--refine``;
-``--picture`` draws data, model and residual of every channel, each channel on one scale. Tables that are in ``runs`` are kept.
+``--picture`` draws data, model and residual of every channel, each channel on one scale. Tables that are in
+``runs`` are kept.
 """
 
 import argparse
