@@ -10,6 +10,7 @@ share of all emitters in either table, and the RMS of their differences. ``--net
 """
 
 import argparse
+import io
 import json
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 import tifffile
 from correct_on_sample import PAIRS, ROOT, bridge
+from PIL import Image
 from real_data import agreement
 
 from smlm_bridge.io.thunderstorm import read_table
@@ -90,7 +92,9 @@ def draw(cells: list[Cell], picture: Path) -> None:
                 axis.imshow(image, cmap="RdBu_r" if symmetric else "gray", vmin=-top * symmetric, vmax=top)
                 axis.set_title(f"{file.stem}: {title}", fontsize=8)
                 axis.set_axis_off()
-    figure.savefig(picture, dpi=80)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=70)
+    Image.open(drawn).convert("RGB").quantize(160, Image.Quantize.MAXCOVERAGE).save(picture, optimize=True)
 
 
 def main() -> None:
