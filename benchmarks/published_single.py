@@ -5,8 +5,7 @@
 
 Their conditions: 39x39 boxes of 115 nm, NA 1.7 into 1.78, 680 nm, 3500 photons on 130 a pixel, the emitter within
 500 nm of the middle of its box, z below the focus. Two networks are trained (once; ``--runs`` keeps them, and an
-interrupted training goes on): ``rigid`` knows one pupil, ``aware`` estimates Z5 and Z6 of up to 1 rad and Z11 of
-up to 0.5 rad, too. The range of Z5 is wide because an estimate near the end of it is drawn inwards.
+interrupted training goes on): ``rigid`` knows one pupil, ``aware`` estimates Z5, Z6 and Z11 of up to 0.5 rad, too.
 
 precision   RMSE over the bound and z-scores from 1.0 to 0.3 um below the focus; then height by height the standard
             deviation of z of the network, and of the maximum-likelihood fit (MLE) that starts from its estimates
@@ -48,7 +47,7 @@ JUDGED_NM = (-1000.0, -300.0)
 HEIGHTS_NM = np.arange(-1000.0, -299.0, 100.0)
 NEAR_NM = (-200.0, -100.0)
 TRAINED_NM = {"rigid": (-1300.0, 0.0), "aware": (-1100.0, -200.0)}
-ABERRATIONS = ((5, -1.0, 1.0), (6, -1.0, 1.0), (11, -0.5, 0.5))
+ABERRATIONS = ((5, -0.5, 0.5), (6, -0.5, 0.5), (11, -0.5, 0.5))
 INJECTED = {5: 0.3}
 MADE = {
     "rigid": {"recordings": 4, "batch": 128, "templates": 128},
