@@ -12,6 +12,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 
@@ -114,12 +115,8 @@ def _read_and_leave(data: bytes, read: Callable[[h5py.File], Read]) -> NoReturn:
         signal.alarm(6 * _LONGEST_S)  # should it wait for something
         resource.setrlimit(resource.RLIMIT_CPU, (_LONGEST_S, _LONGEST_S))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with open("/proc/self/statm", encoding="ascii") as counts:
-            held = int(counts.read().split()[0]) * resource.getpagesize()
-        most, given = held + len(data) + _MOST_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]
-        if given != resource.RLIM_INFINITY:
-            most = min(most, given)
-        resource.setrlimit(resource.RLIMIT_AS, (most, given))
+        with suppress(OSError):  # no /proc: all the rest still holds
+            _limit_memory(len(data) + _MOST_MEMORY)
         with h5py.File(io.BytesIO(data), "r") as file:
             _check_marks(file)
             read(file)
@@ -129,6 +126,18 @@ def _read_and_leave(data: bytes, read: Callable[[h5py.File], Read]) -> NoReturn:
         os._exit(int("memory allocation failed" in str(error)))
     finally:
         os._exit(0)
+
+
+def _limit_memory(more: int) -> None:
+    """Let this process take so many bytes more, or less where a limit is set already."""
+    import resource
+
+    with open("/proc/self/statm", encoding="ascii") as counts:
+        held = int(counts.read().split()[0]) * resource.getpagesize()
+    most, given = held + more, resource.getrlimit(resource.RLIMIT_AS)[1]
+    if given != resource.RLIM_INFINITY:
+        most = min(most, given)
+    resource.setrlimit(resource.RLIMIT_AS, (most, given))
 
 
 def _text_is_damaged(data: bytes) -> bool:

@@ -13,7 +13,7 @@ from smlm_bridge.cluster.dask_engine import _on_own_gpu
 from smlm_bridge.cluster.engines import engine
 from smlm_bridge.cluster.movie import Shard, localize_parts, merged
 from smlm_bridge.cluster.recipe import Recipe, absolute_model, loaded_tool
-from smlm_bridge.errors import InputRejected, SmlmError
+from smlm_bridge.errors import InputRejected, MissingDependency, SmlmError
 from smlm_bridge.io.images import read_stack
 from smlm_bridge.io.model import load_model
 
@@ -121,6 +121,19 @@ def test_a_run_goes_on_where_it_was_stopped(recipe, whole, tmp_path) -> None:
         )
     assert steps[0] == 2  # the third block's frame was done, its part not written
     pd.testing.assert_frame_equal(merged(store).table, whole, check_exact=True)
+
+
+def test_what_cannot_begin_leaves_no_parts(recipe, tmp_path, monkeypatch) -> None:
+    def missing(module: str, *, extra: str) -> None:
+        raise MissingDependency(f"{module} is not installed: {extra}")
+
+    with engine(None) as running:
+        with monkeypatch.context() as patch:
+            patch.setattr("smlm_bridge.cluster.recipe.require", missing)
+            with pytest.raises(MissingDependency, match="torch"):
+                localize_parts(replace(recipe, refine=True), tmp_path / "p", running)
+        assert not (tmp_path / "p").exists()
+        localize_parts(recipe, tmp_path / "p", running)
 
 
 def test_parts_that_are_missing_make_no_table(recipe, tmp_path) -> None:

@@ -81,7 +81,7 @@ def localize_parts(
     InputRejected
         If the movie, the model or parts that are there do not fit.
     SmlmError
-        If some blocks failed; the parts of the others are kept.
+        If some blocks failed; the parts of the others are kept, and the folder goes if there are none.
     """
     if restart and not resume and folder.is_dir():
         with locked(folder):
@@ -93,11 +93,16 @@ def localize_parts(
     store = open_parts(
         folder, recipe.fingerprint(), frames=frames, block_frames=chosen, resume=resume or shard is not None
     )
-    with locked(folder, shard=None if shard is None else f"{shard.index}-of-{shard.count}"):
-        missing = store.missing()
-        if shard is not None:
-            missing = [number for number in missing if number % shard.count == shard.index - 1]
-        _run(recipe, store, running, missing, on_step)
+    try:
+        with locked(folder, shard=None if shard is None else f"{shard.index}-of-{shard.count}"):
+            missing = store.missing()
+            if shard is not None:
+                missing = [number for number in missing if number % shard.count == shard.index - 1]
+            _run(recipe, store, running, missing, on_step)
+    except SmlmError:
+        if shard is None and len(store.missing()) == len(store.manifest.blocks):
+            store.remove()  # nothing was done that could be resumed
+        raise
     if recipe.marks() != store.manifest.work["input"]:
         _LOG.warning("the movie changed while it was localized; the table is of its first %d frames.", frames)
     return store

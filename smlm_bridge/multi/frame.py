@@ -277,16 +277,21 @@ class _Frame:
         height, width = self.photons.shape[1:]
         residual = np.zeros((len(self.photons), side, side), np.float32)
         variance = np.full_like(residual, 1e12)  # nothing is known beyond the frame
-        light = self._light(old)
-        images = self.images - light
-        shot = np.maximum(self.images + self.floor + self.read_variance, 1.0)
-        shot = shot + (_GRAIN * self.error * images) ** 2
-        left_over = self.photons - images - self.floor
-        loss = float((light * (left_over - 0.5 * light) / shot).sum())
-        for c, corner in enumerate(corners):
+        loss = 0.0
+        for c, (corner, part) in enumerate(zip(corners, self.stamps, strict=True)):
+            places = part.corners(old.xyz_nm[:, :2])
+            images = part.images(old.xyz_nm, old.blur_in(c), places)[:, 0]
+            light = np.zeros((side, side), np.float32)
+            add_windows(light, images * old.photons[:, c, None, None], places - corner)
             rows, columns, own_rows, own_columns = windows(corner[None], side, (height, width))[0]
-            residual[c, own_rows, own_columns] = left_over[c, rows, columns]
-            variance[c, own_rows, own_columns] = shot[c, rows, columns]
+            own, floor = light[own_rows, own_columns], self.floor[c, rows, columns]
+            total = self.images[c, rows, columns]
+            left_over = self.photons[c, rows, columns] - (total - own) - floor
+            shot = np.maximum(total + floor + self.read_variance[c, rows, columns], 1.0)
+            shot = shot + (_GRAIN * self.error * (total - own)) ** 2
+            loss += float((own * (left_over - 0.5 * own) / shot).sum())
+            residual[c, own_rows, own_columns] = left_over
+            variance[c, own_rows, own_columns] = shot
         found = self.local_bank.candidates(
             residual, variance, least_gain=max(1.0, _HOPE * loss), apart_px=side, most=1, corners=corners
         )

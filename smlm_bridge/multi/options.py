@@ -31,7 +31,7 @@ class RefineOptions:
         out says so in its ranges.
     rounds, passes
         Times that emitters are added with the background held, and times that all are fitted again before
-        more are added; 0 only fits and removes.
+        more are added; 0 only moves, fits and removes.
     node_px
         Spacing of the background's nodes.
     group
