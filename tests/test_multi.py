@@ -194,6 +194,18 @@ def test_an_empty_frame_stays_empty(refiner) -> None:
     assert len(refiner(data, np.zeros_like(data), start).emitters) == 0
 
 
+@pytest.mark.parametrize("told_e", [0.0, 9.0, 14.0])
+def test_read_noise_is_measured_where_it_is_not_known(stamps, refiner, told_e: float) -> None:
+    read_noise_e, shape = 9.0, (64, 70)
+    truth, photons = scene(8, 21, shape)
+    data = frame_of(stamps, truth, photons, shape, 22)
+    data += np.random.default_rng(23).normal(0, read_noise_e, data.shape).astype(np.float32)
+    known = refiner(data, np.full_like(data, read_noise_e**2), truth)
+    found = refiner(data, np.full_like(data, told_e**2), truth)
+    assert len(found.emitters) == len(known.emitters) == 8
+    np.testing.assert_allclose(found.sigma, known.sigma, rtol=0.03)
+
+
 def test_groups_that_are_cut_find_the_same(stamps, refiner) -> None:
     shape = (64, 70)
     truth, photons = scene(9, 9, shape)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import convolve
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
@@ -12,7 +13,7 @@ from scipy.spatial import KDTree
 from smlm_bridge.multi.background import smoothed
 from smlm_bridge.multi.group import Box, Emitters, GroupFit, GroupProblem, Prior
 from smlm_bridge.multi.options import Refined, RefineOptions
-from smlm_bridge.multi.search import Bank
+from smlm_bridge.multi.search import Bank, Candidates
 from smlm_bridge.multi.stamps import Stamps, add_windows, windows
 
 Floats = NDArray[np.float64]
@@ -26,6 +27,7 @@ _NEIGHBOURS = 8
 _SURE = 20.0  # times the evidence that an emitter needs: no fit without it makes up for that
 _HOPE = 0.7  # of what is explained: the matched filter's grid costs less than the rest
 _SAME_PLACE = 1.5  # steps of that grid
+_MORE = 1.1  # times the gain with which a candidate was tried in vain is worth another trial
 _ELSEWHERE_PX = 12  # how far from where it was the place of an emitter is sought
 _PARTNERS = 3  # neighbours of which each may be one with an emitter
 _APART_NM = (
@@ -33,6 +35,8 @@ _APART_NM = (
     (0.0, 250.0, 0.0),
     (0.0, 0.0, 500.0),
 )  # halves of an emitter that is too bright
+_ROUGH = np.outer([1.0, -2.0, 1.0], [1.0, -2.0, 1.0]).astype(np.float32)
+_LEAST_SIDE_PX = 16  # of frames whose noise can be measured
 _GRAIN = 4.0  # errors of a PSF are alike over its grain: they count as if by this much larger
 
 
@@ -77,6 +81,7 @@ class Refiner:
         frame.begin()
         frame.settle(frame.everything())
         for _ in range(self.options.passes):
+            frame.measure_noise()
             changed = frame.grow(self.options.rounds)
             if frame.reconsider() or changed:
                 frame.settle(frame.everything())
@@ -118,7 +123,7 @@ class _Frame:
     def __init__(self, refiner: Refiner, photons: Frames, read_variance: Frames, start: Floats) -> None:
         self.stamps, self.prior, self.options = refiner.stamps, refiner.prior, refiner.options
         self.bank = refiner.bank
-        self.photons, self.read_variance = photons, read_variance
+        self.photons, self.read_variance = photons, read_variance.copy()
         channels, count = len(photons), len(start)
         self.emitters = Emitters(
             start.astype(float), self.prior.mean_blur_nm2(count), np.full((count, channels), 1.0)
@@ -130,6 +135,7 @@ class _Frame:
         self.error = self.options.model_error
         self.gone = np.zeros(count, bool)
         self.local_bank = refiner.local_bank
+        self.tried = Candidates(np.zeros((0, 3)), np.zeros((0, channels)), np.zeros(0))
 
     def everything(self) -> Mask:
         """All emitters."""
@@ -152,6 +158,23 @@ class _Frame:
         for group in self._groups(self.everything()):
             self._fit(group, local=False, tolerance=0.5, most=1)
         self.reconsider(only_moves=True)
+
+    def measure_noise(self) -> None:
+        """Set the variance of the read-out so that pixels scatter about the model as they are expected to.
+
+        Cameras are often described without their read noise, and it may differ from frame to frame. Second
+        differences along both axes see noise and hardly anything smooth (Immerkaer 1996), the median of their
+        size hardly any emitter that is missing.
+        """
+        if min(self.photons.shape[1:]) < _LEAST_SIDE_PX:
+            return
+        expected = np.maximum(self.images + self.floor + self.read_variance, 1.0)
+        left_over = self.photons - self.images - self.floor
+        for c, variance in enumerate(expected):
+            spread = convolve(variance, _ROUGH**2)
+            scatter = 1.4826 * float(np.median(np.abs(convolve(left_over[c], _ROUGH)) / np.sqrt(spread)))
+            more = (scatter**2 - 1.0) * float(np.median(variance))
+            self.read_variance[c] = np.maximum(self.read_variance[c] + more, 0.0)
 
     def settle(self, which: Mask, *, local: bool = False, tolerance: float = 0.5) -> None:
         """Fit emitters in groups and remove what is not supported, until nothing is removed.
@@ -359,11 +382,21 @@ class _Frame:
             apart_px=max(1, self.stamps[0].half_px // 3),
             most=_MOST_ADDED,
         )
+        found = found.take(self._untried(found))
+        self.tried = self.tried.joined(found)
         mask = np.concatenate([np.zeros(len(self.emitters), bool), np.ones(len(found.gain), bool)])
         new = Emitters(found.xyz_nm, self.prior.mean_blur_nm2(len(found.gain)), found.photons)
         self.images += self._light(new)
         self._append(new)
         return mask
+
+    def _untried(self, found: Candidates) -> Mask:
+        """Candidates that are not where one with as much to gain was tried before."""
+        pixel = self.stamps[0].psf.pixel_nm
+        grid = np.array([pixel, pixel, self.options.step_nm])
+        apart = np.abs(found.xyz_nm[:, None] - self.tried.xyz_nm) / grid
+        same = (apart < _SAME_PLACE).all(axis=2) & (found.gain[:, None] < _MORE * self.tried.gain)
+        return np.asarray(~same.any(axis=1))
 
     def result(self) -> Refined:
         """What was found."""

@@ -36,6 +36,18 @@ class Candidates:
     photons: Floats
     gain: Floats
 
+    def take(self, which: NDArray[np.bool_]) -> "Candidates":
+        """Those of them."""
+        return Candidates(self.xyz_nm[which], self.photons[which], self.gain[which])
+
+    def joined(self, others: "Candidates") -> "Candidates":
+        """These and others."""
+        return Candidates(
+            np.concatenate([self.xyz_nm, others.xyz_nm]),
+            np.concatenate([self.photons, others.photons]),
+            np.concatenate([self.gain, others.gain]),
+        )
+
 
 class Bank:
     """Images of the PSF at evenly spaced heights, to be moved over a frame.
