@@ -1,35 +1,32 @@
 """Calibrations of the published pairs on a real cell: from bead stacks or designed masks, corrected on its image.
 
     python benchmarks/correct_on_sample.py [tetrapod_edof crlb learned] [--runs runs] [--data ../shared/data]
-                                           [--picture FILE]
 
 A channel with a bead stack is calibrated on it; another is the designed mask in a vectorial microscope behind an
 analyser along y, as the bead stacks of the same microscope have it. The image of the cell is localized by the
-shipped network of the published simulator (which never saw a real image), the pair is corrected on the same image
-by ``rerender --correct``, and the image is localized again with ``--refine``. Printed are the explained signal of
-both channels and the number of localizations at every stage, and the published network's number. ``--picture``
-draws data and residuals of the last pair. Steps that have left their files are skipped.
+shipped network of the published simulator (which never saw a real image), and the pair is corrected on the same
+image by ``rerender --correct``; that is repeated from the table that ``localize --refine`` makes with what was
+corrected. Printed are the explained signal of both channels and the number of localizations after every round,
+and the published network's number. Steps that have left their files are skipped.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-import tifffile
 
 from smlm_bridge.calibration import Calibration
 from smlm_bridge.camera import Camera
 from smlm_bridge.io.calibration import load_calibration, load_channels, save_calibration
+from smlm_bridge.io.thunderstorm import read_table
 from smlm_bridge.pair import PairCalibration
 
 ROOT = Path(__file__).parents[1]
 BASELINE, BLUR_NM, Z_NM = 200.0, 90.0, (500.0, 4500.0)
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -60,16 +57,36 @@ def designed(channel: Calibration) -> Calibration:
     return replace(channel, optics=optics, blur_nm=BLUR_NM)
 
 
-class Sample:
-    """The image of a pair, and the files on the way."""
+class Cell:
+    """The image of the cell through one pair, and the files that are made of it, which begin with ``stem``."""
 
-    def __init__(self, name: str, runs: Path, data: Path) -> None:
-        self.name, self._runs, self._data = name, runs, data
+    def __init__(self, name: str, stem: str, *, runs: Path, data: Path) -> None:
+        self.name, self._begin = name, runs / f"{stem}_{name}"
+        self._data = data
         self.frames = [data / "telomeres_fixed" / f"{image}.tif" for image in PAIRS[name].images]
-        self.published = len(pd.read_csv(data / "reference" / f"telomeres_fixed_{name}.csv"))
+        self.reference = read_table(data / "reference" / f"telomeres_fixed_{name}.csv")
 
     def file(self, end: str) -> Path:
-        return self._runs / f"telomeres_{self.name}.{end}"
+        return self._begin.with_name(f"{self._begin.name}.{end}")
+
+    def localized(self, end: str, model: str, *how: object) -> Path:
+        """The table of a model."""
+        table = self.file(end)
+        if not table.exists():
+            bridge(
+                "localize", self.frames[0], "-o", table, "--model", model, "--channel2", self.frames[1], *how
+            )
+        return table
+
+    def explained(self, table: Path, calibration: str | Path, *written: object) -> list[float]:
+        """Of both channels."""
+        words = ("rerender", table, self.frames[0], calibration, "--channel2", self.frames[1], *written)
+        told = subprocess.run(
+            [sys.executable, "-m", "smlm_bridge", *map(str, words), "--json", "--overwrite"],
+            check=True,
+            stdout=subprocess.PIPE,
+        )
+        return list(json.loads(told.stdout)["explained_signal"])
 
     def start(self) -> Path:
         """The pair as beads and masks have it."""
@@ -94,101 +111,28 @@ class Sample:
         optics = replace(channel.optics, focus_nm=PAIRS[self.name].focus_nm)
         return replace(channel, optics=optics, camera=Camera(offset=BASELINE), z_range_nm=Z_NM)
 
-    def localized(self, stage: str, calibration: Path, *, refine: bool) -> Path:
-        table = self.file(f"{stage}.csv")
-        if not table.exists():
-            how = ("--refine",) if refine else ()
-            with_model = (
-                "--model",
-                f"pair_{self.name}",
-                "--calibration",
-                calibration,
-                "--channel2",
-                self.frames[1],
-            )
-            bridge("localize", self.frames[0], "-o", table, *with_model, *how)
-        return table
+    def rounds(self) -> Iterator[tuple[Path, Path]]:
+        """A table of the cell and the calibration that it was made with, better every time."""
+        calibration = self.start()
+        for count in range(ROUNDS + 1):
+            how = ("--refine",) if count else ()  # a refinement believes the PSF, the network less so
+            table = self.localized(f"{count}.csv", f"pair_{self.name}", "--calibration", calibration, *how)
+            yield table, calibration
+            if count < ROUNDS:
+                calibration = self._corrected(f"{count + 1}.psf.h5", table, calibration)
 
-    def explained(self, stage: str, table: Path, calibration: Path) -> list[float]:
-        residual = self.file(f"{stage}.residual.tif")
-        words = ("rerender", table, self.frames[0], calibration, "--channel2", self.frames[1])
-        told = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "smlm_bridge",
-                *map(str, words),
-                "--residual",
-                residual,
-                "--json",
-                "--overwrite",
-            ],
-            check=True,
-            stdout=subprocess.PIPE,
-        )
-        return list(json.loads(told.stdout)["explained_signal"])
-
-    def corrected(self, stage: str, table: Path, calibration: Path) -> Path:
-        better = self.file(f"{stage}.psf.h5")
+    def _corrected(self, end: str, table: Path, calibration: Path) -> Path:
+        better = self.file(end)
         if not better.exists():
-            bridge(
-                "rerender",
-                table,
-                self.frames[0],
-                calibration,
-                "--channel2",
-                self.frames[1],
-                "--correct",
-                better,
-            )
+            words = ("rerender", table, self.frames[0], calibration, "--channel2", self.frames[1])
+            bridge(*words, "--correct", better)
         return better
 
 
 def corrected(name: str, *, runs: Path, data: Path) -> Path:
-    """The calibration of a pair in the cell, made if it is not there."""
-    sample = Sample(name, runs, data)
-    start = sample.start()
-    return sample.corrected("corrected", sample.localized("network", start, refine=False), start)
-
-
-def run(sample: Sample) -> None:
-    """Every stage of one pair; prints a line each."""
-    print(f"{sample.name}: published network {sample.published} localizations", flush=True)
-    start = sample.start()
-    found = sample.localized("network", start, refine=False)
-    better = sample.corrected("corrected", found, start)
-    refined = sample.localized("refined", better, refine=True)
-    stages = (
-        ("start, network", found, start),
-        ("corrected, network", found, better),
-        ("corrected, refined", refined, better),
-    )
-    for what, table, calibration in stages:
-        explained = sample.explained(what.replace(", ", "-"), table, calibration)
-        count = len(pd.read_csv(table))
-        print(
-            f"  {what:20} explained {explained[0]:.4f} {explained[1]:.4f}, {count} localizations", flush=True
-        )
-
-
-def draw(sample: Sample, picture: Path) -> None:
-    """Data, and what the first and the last stage leave, on one scale of each channel."""
-    stages = ("start-network", "corrected-refined")
-    left = [tifffile.imread(sample.file(f"{stage}.residual.tif")).reshape(2, *_SHAPE) for stage in stages]
-    figure, axes = plt.subplots(2, 3, figsize=(9, 6.2), layout="constrained")
-    for channel, row in enumerate(axes):
-        data = tifffile.imread(sample.frames[channel]).astype(float)
-        top = np.percentile(data, 99.7) - np.median(data)
-        images = [data - np.median(data), *(part[channel] for part in left)]
-        titles = ["data", "residual, beads or masks", "residual, corrected"]
-        for axis, image, title in zip(row, images, titles, strict=True):
-            axis.imshow(image, cmap="gray" if axis is row[0] else "RdBu_r", vmin=-top, vmax=top)
-            axis.set_title(f"channel {channel + 1}: {title}", fontsize=9)
-            axis.set_axis_off()
-    figure.savefig(picture, dpi=80)
-
-
-_SHAPE = (155, 155)
+    """The calibration of a pair in the cell after the last round, made if it is not there."""
+    cell = Cell(name, "telomeres", runs=runs, data=data)
+    return list(cell.rounds())[-1][1]
 
 
 def main() -> None:
@@ -198,14 +142,18 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(PAIRS), choices=[*PAIRS, []])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
     for name in arguments.names:
-        sample = Sample(name, arguments.runs, arguments.data)
-        run(sample)
-    if arguments.picture is not None:
-        draw(sample, arguments.picture)
+        cell = Cell(name, "telomeres", runs=arguments.runs, data=arguments.data)
+        print(f"{name}: published network {len(cell.reference)} localizations", flush=True)
+        for count, (table, calibration) in enumerate(cell.rounds()):
+            first, second = cell.explained(table, calibration)
+            print(
+                f"  after {count} corrections: explained {first:.4f} {second:.4f}, {len(read_table(table))} "
+                "localizations",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

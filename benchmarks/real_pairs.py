@@ -11,9 +11,6 @@ share of all emitters in either table, and the RMS of their differences. ``--net
 
 import argparse
 import io
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
@@ -22,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import tifffile
-from correct_on_sample import PAIRS, ROOT, bridge
+from correct_on_sample import PAIRS, ROOT, Cell
 from PIL import Image
 from real_data import agreement
 
@@ -30,36 +27,6 @@ from smlm_bridge.io.thunderstorm import read_table
 
 RADIUS_NM = 150.0
 AXES = ["x", "y", "z"]
-
-
-class Cell:
-    """The image of the cell through one pair, and the files of its localization."""
-
-    def __init__(self, name: str, runs: Path, data: Path) -> None:
-        self.name, self._runs = name, runs
-        self.frames = [data / "telomeres_fixed" / f"{image}.tif" for image in PAIRS[name].images]
-        self.reference = read_table(data / "reference" / f"telomeres_fixed_{name}.csv")
-
-    def file(self, end: str) -> Path:
-        return self._runs / f"cell_{self.name}.{end}"
-
-    def localized(self, *, refine: bool) -> Path:
-        table = self.file("refined.csv" if refine else "network.csv")
-        if not table.exists():
-            how = ("--refine",) if refine else ()
-            model = ("--model", f"telomeres_{self.name}", "--channel2", self.frames[1])
-            bridge("localize", self.frames[0], "-o", table, *model, *how)
-        return table
-
-    def explained(self, table: Path) -> list[float]:
-        words = ["rerender", table, self.frames[0], f"telomeres_{self.name}", "--channel2", self.frames[1]]
-        written = ["-o", self.file("model.tif"), "--residual", self.file("residual.tif")]
-        told = subprocess.run(
-            [sys.executable, "-m", "smlm_bridge", *map(str, words + written), "--json", "--overwrite"],
-            check=True,
-            stdout=subprocess.PIPE,
-        )
-        return list(json.loads(told.stdout)["explained_signal"])
 
 
 def agreements(tables: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -107,11 +74,15 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    cells = [Cell(name, arguments.runs, arguments.data) for name in PAIRS]
+    cells = [Cell(name, "cell", runs=arguments.runs, data=arguments.data) for name in PAIRS]
     tables = {}
     for cell in cells:
-        table = cell.localized(refine=not arguments.network)
-        explained = cell.explained(table)
+        model = f"telomeres_{cell.name}"
+        end, how = ("network.csv", ()) if arguments.network else ("refined.csv", ("--refine",))
+        table = cell.localized(end, model, *how)
+        explained = cell.explained(
+            table, model, "-o", cell.file("model.tif"), "--residual", cell.file("residual.tif")
+        )
         tables[cell.name] = read_table(table)
         print(
             f"{cell.name}: explained {explained[0]:.4f} {explained[1]:.4f}, {len(tables[cell.name])} "
