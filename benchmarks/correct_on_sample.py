@@ -26,7 +26,7 @@ from smlm_bridge.pair import PairCalibration
 
 ROOT = Path(__file__).parents[1]
 BASELINE, BLUR_NM, Z_NM = 200.0, 90.0, (500.0, 4500.0)
-ROUNDS = 3
+ROUNDS = 2
 
 
 @dataclass(frozen=True)

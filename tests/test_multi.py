@@ -308,6 +308,17 @@ def test_what_a_model_leaves_out_is_fitted_but_not_told_of(stamps) -> None:
     assert found["photons"].iloc[0] == pytest.approx(9000, rel=0.1)  # the light of the other one is not in it
 
 
+def test_gains_are_lower_where_dim_emitters_are_not_told_of() -> None:
+    ranges = {"z_nm": list(Z), "label_min_photons": 5000.0}
+    known = calibration()
+    wrong = replace(known, provenance={"rrse": 0.1})
+    usual = (RefineOptions().add_gain, RefineOptions().keep_gain)
+    cases = ((known, ranges), (known, {"z_nm": list(Z)}), (wrong, ranges))
+    gains = [(o.add_gain, o.keep_gain) for o in (refiner_of(c, ranges=r).options for c, r in cases)]
+    assert max(gains[0]) < min(usual)
+    assert gains[1:] == [usual, usual]
+
+
 def test_a_gaussian_is_refused(gaussian_calibration) -> None:
     with pytest.raises(InputRejected, match="pupil"):
         refiner_of(gaussian_calibration)

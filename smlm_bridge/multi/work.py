@@ -23,6 +23,7 @@ from smlm_bridge.psf.spline import SplinePSF
 _REACH_PX = 40
 _EM_EXCESS = 2.0  # electron multiplication doubles the variance of shot noise
 _UNKNOWN_BLUR_PX, _UNKNOWN_ERROR = 0.8, 0.03
+_GAINS_OF_UNTOLD = 5.0, 3.0
 _DIM_SHARE = 0.3  # of the dimmest emitter that a model was trained for
 
 
@@ -45,8 +46,9 @@ def refiner_of(
         What a model was trained for, as ``ModelInfo.ranges``: heights, additional blur, least photons. None:
         any additional blur up to 0.8 pixels, and a PSF that is wrong by 3 % or more.
     options
-        None takes the default; photons of 0 are taken from the ranges, ``model_error`` of 0 from what the
-        calibration says of its own residual.
+        None takes the default, with lower gains where a right PSF is fitted to emitters that are not told of;
+        photons of 0 are taken from the ranges, ``model_error`` of 0 from what the calibration says of its own
+        residual.
     corner_nm
         Where frames begin within either channel (x, y): a pair's transform is that of whole frames.
 
@@ -60,7 +62,7 @@ def refiner_of(
     # Without a model nothing is known of the blur, nor how right the PSF is.
     unknown = (0.0, _UNKNOWN_BLUR_PX * calibration.optics.pixel_nm)
     blur = tuple(float(b) for b in known.get("blur_nm", unknown))
-    options = options or RefineOptions()
+    given, options = options, options or RefineOptions()
     if not options.least_photons:
         options = replace(options, least_photons=_DIM_SHARE * _dimmest(known))
     if not options.most_photons:
@@ -70,6 +72,10 @@ def refiner_of(
     if not options.model_error:
         error = max(float(channel.provenance.get("rrse") or 0.0) for channel in calibration.channels)
         options = replace(options, model_error=error if ranges else max(error, _UNKNOWN_ERROR))
+    if given is None and options.told_photons and not options.model_error:
+        # Dim emitters are not told of, but the others are found and placed better where they are in the fit.
+        add_gain, keep_gain = _GAINS_OF_UNTOLD
+        options = replace(options, add_gain=add_gain, keep_gain=keep_gain)
     stamps = [_stamps(channel, (low, high)) for channel in calibration.channels]
     own: tuple[float, float] | None = None
     if isinstance(calibration, PairCalibration):
