@@ -296,6 +296,18 @@ def test_what_a_model_was_trained_for_bounds_the_search() -> None:
     assert found.options.least_photons == pytest.approx(600.0)
 
 
+@pytest.mark.parametrize("em_gain", [1.0, 50.0])
+def test_least_photons_are_those_of_the_emitter_whatever_the_gain(stamps, em_gain: float) -> None:
+    shape, truth, excess = (48, 50), np.array([[2000.0, 2600, 100], [3300, 2500, -150]]), 2.0
+    images = frame_of(stamps, truth, np.array([9000.0, 4000]) / excess, shape, 1)
+    frames = (excess * images * em_gain)[None]
+    start = pd.DataFrame({"frame": 0, **dict(zip(("x_nm", "y_nm", "z_nm"), truth.T, strict=True))})
+    work = Work(lambda _: start, start.iloc[:0], lambda _: None, PIXEL, 10**9)
+    refiner = refiner_of(calibration(), options=RefineOptions(least_photons=2500.0))
+    found = refined(work, refiner, Camera(em_gain=em_gain)).find(frames)
+    np.testing.assert_allclose(sorted(found["photons"]), [4000, 9000], rtol=0.15)
+
+
 def test_what_a_model_leaves_out_is_fitted_but_not_told_of(stamps) -> None:
     shape, truth = (48, 50), np.array([[2000.0, 2600, 100], [3300, 2500, -150]])
     frames = frame_of(stamps, truth, np.array([9000.0, 3000]), shape, 1)[None]

@@ -1,7 +1,8 @@
 """All emitters of a frame: fitted together, unsupported ones removed, others added where the residual asks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,13 @@ class Refiner:
             )
             for around_one in (False, True)
         )
+
+    def for_excess(self, excess: float) -> "Refiner":
+        """The same for images divided by a factor: ``least_photons`` and ``most_photons`` are divided, too."""
+        other = copy(self)
+        least, most = (value / excess for value in (self.options.least_photons, self.options.most_photons))
+        other.options = replace(self.options, least_photons=least, most_photons=most)
+        return other
 
     def __call__(self, photons: Frames, read_variance: Frames, start_xyz_nm: Floats) -> Refined:
         """Refine one frame.

@@ -111,6 +111,7 @@ def refined(work: Work, refiner: Refiner, camera: Camera | tuple[Camera, ...]) -
     """
     cameras = camera if isinstance(camera, tuple) else (camera,) * len(refiner.stamps)
     excess = np.array([_EM_EXCESS if known.em_gain > 1 else 1.0 for known in cameras])
+    refiner = refiner.for_excess(float(excess.mean()))
 
     def find(counts: NDArray[np.generic]) -> pd.DataFrame:
         found = work.find(counts)
