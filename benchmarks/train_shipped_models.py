@@ -150,7 +150,7 @@ RECIPES = {
     ),
     "pair_tetrapod_edof": pair("pair_tetrapod_edof", "Tetrapod and EDOF, z 1 to 4.5 um", "1000:4500", "78"),
     "pair_learned": pair("pair_learned", "learned end to end, z 1 to 4.5 um", "1000:4500", "78"),
-    "pair_biplane": pair("pair_biplane", "biplane, z 0 to 4 um", "0:4000", "68", samples=16_000),
+    "pair_biplane": pair("pair_biplane", "biplane, z 0 to 4 um", "0:4000", "68", samples=60_000),
     "telomeres_tetrapod_edof": cell("tetrapod_edof", "Tetrapod and EDOF, both from bead stacks"),
     "telomeres_crlb": cell("crlb", "optimised for the bound, from the designed masks"),
     "telomeres_learned": cell("learned", "learned end to end, from a bead stack and a designed mask"),
