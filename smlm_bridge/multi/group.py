@@ -19,9 +19,9 @@ Frames = NDArray[np.float32]
 
 _BEYOND_PX = 2.0  # emitters may lie this far outside of what is fitted
 _LEAST = 1e-2  # photo-electrons: expectations stay above
-_ROUGHNESS = (
-    6.0  # standard deviation of second differences of the background's nodes, in shot noise of a pixel
-)
+# Standard deviation of second differences of the background's nodes, in shot noise of a pixel: what a cell's glow
+# has. A stiffer background leaves bumps that an emitter far out of focus explains.
+_ROUGHNESS = 12.0
 
 
 @dataclass(frozen=True)
