@@ -1,6 +1,6 @@
 """Crowded frames through an astigmatic PSF: efficiency and time, beside those of storm-analysis' Spliner.
 
-    python benchmarks/dense_astigmatism.py [--runs runs] [--samples 30000] [--threads 1] [--densities 0.2 0.5 1.0]
+    python benchmarks/dense_astigmatism.py [--runs runs] [--samples 16000] [--threads 1] [--densities 0.2 0.5 1.0]
                                            [--methods network refined likelihood]
 
 Data as in specs/peers.md 3.4: a scalar PSF (NA 1.4, index 1.518, 680 nm, 110 nm pixels) with 0.6 rad of
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from score_simulated import work_of
+from score_simulated import METHODS, work_of
 
 from smlm_bridge.calibration import Calibration
 from smlm_bridge.camera import Camera
@@ -111,10 +111,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
-    parser.add_argument("--samples", type=int, default=30_000)
+    parser.add_argument("--samples", type=int, default=16_000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--densities", type=float, nargs="+", default=list(SPLINER), choices=list(SPLINER))
-    parser.add_argument("--methods", nargs="+", default=["network", "refined"])
+    parser.add_argument("--methods", nargs="+", default=["network", "refined"], choices=METHODS)
     given = parser.parse_args()
     given.runs.mkdir(parents=True, exist_ok=True)
     model = load_model(trained(given), threads=1)

@@ -81,7 +81,7 @@ def bounds(model: Model, refiner: Refiner, movie: Path, truth: pd.DataFrame) -> 
             problem = GroupProblem(box, refiner.stamps, refiner.prior, node_px=refiner.options.node_px)
             start = Emitters(
                 truth.loc[here, list(AXES)].to_numpy(float),
-                refiner.prior.mean_blur_nm2(len(here)) * 0.0,
+                np.zeros_like(refiner.prior.mean_blur_nm2(len(here))),
                 np.ones((len(here), len(photons))),
             )
             values[here] = problem.fit(start, most=0).sigma[:, :3]

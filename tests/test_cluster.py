@@ -136,6 +136,17 @@ def test_what_cannot_begin_leaves_no_parts(recipe, tmp_path, monkeypatch) -> Non
         localize_parts(recipe, tmp_path / "p", running)
 
 
+def test_a_run_that_is_refused_leaves_the_parts_of_the_other(recipe, tmp_path) -> None:
+    def second(done: int, total: int) -> None:
+        if done == 0:  # the first run has written nothing yet
+            with engine(None) as other, pytest.raises(InputRejected, match="another run"):
+                localize_parts(recipe, tmp_path / "p", other, resume=True)
+
+    with engine(None) as running:
+        store = localize_parts(recipe, tmp_path / "p", running, on_step=second)
+    assert not store.missing()
+
+
 def test_parts_that_are_missing_make_no_table(recipe, tmp_path) -> None:
     with engine(None) as running:
         store = localize_parts(recipe, tmp_path / "p", running, shard=Shard(1, 2), block_frames=1)

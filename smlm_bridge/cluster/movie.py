@@ -93,14 +93,16 @@ def localize_parts(
     store = open_parts(
         folder, recipe.fingerprint(), frames=frames, block_frames=chosen, resume=resume or shard is not None
     )
+    ours = False
     try:
         with locked(folder, shard=None if shard is None else f"{shard.index}-of-{shard.count}"):
+            ours = True
             missing = store.missing()
             if shard is not None:
                 missing = [number for number in missing if number % shard.count == shard.index - 1]
             _run(recipe, store, running, missing, on_step)
     except SmlmError:
-        if shard is None and len(store.missing()) == len(store.manifest.blocks):
+        if ours and shard is None and len(store.missing()) == len(store.manifest.blocks):
             store.remove()  # nothing was done that could be resumed
         raise
     if recipe.marks() != store.manifest.work["input"]:
