@@ -53,7 +53,12 @@ def bridge(*words: object) -> None:
 def designed(channel: Calibration) -> Calibration:
     """The mask of a simulated channel in the real microscope, as far as that is known."""
     optics = replace(
-        channel.optics, model="vectorial", supercritical=True, pixel_integration=True, analyser_deg=90.0
+        channel.optics,
+        model="vectorial",
+        supercritical=True,
+        pixel_integration=True,
+        analyser_deg=90.0,
+        field_scale=1.0,
     )
     return replace(channel, optics=optics, blur_nm=BLUR_NM)
 

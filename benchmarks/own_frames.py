@@ -79,8 +79,10 @@ def bounds(model: Model, refiner: Refiner, movie: Path, truth: pd.DataFrame) -> 
             nothing = [np.zeros_like(image) for image in photons]
             box = Box(photons, noise, nothing, [(0, 0)] * len(photons))
             problem = GroupProblem(box, refiner.stamps, refiner.prior, node_px=refiner.options.node_px)
+            place = truth.loc[here, list(AXES)].to_numpy(float)
+            place[:, :2] = model.info.calibration.optics.seen_at(place[:, :2])
             start = Emitters(
-                truth.loc[here, list(AXES)].to_numpy(float),
+                place,
                 np.zeros_like(refiner.prior.mean_blur_nm2(len(here))),
                 np.ones((len(here), len(photons))),
             )

@@ -49,7 +49,7 @@ def work_of(model: Model, method: str) -> Work:
     calibration = model.info.calibration
     options = RefineOptions(group=1) if method == "pursuit" else None
     refiner = refiner_of(calibration, ranges=model.info.ranges, options=options)
-    start = localize_work(model) if method == "refined" else nothing_found(calibration.optics.pixel_nm)
+    start = localize_work(model) if method == "refined" else nothing_found(calibration.optics)
     return refined(start, refiner, cameras_of(model, None))
 
 

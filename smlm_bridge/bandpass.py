@@ -4,18 +4,15 @@ The wavelet is undecimated ("a trous"), with a B-spline as smoothing kernel (Ize
 """
 
 import math
-from collections.abc import Callable
-from typing import Final, ParamSpec, TypeVar, cast
+from typing import Final
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from smlm_bridge._compile import compiled
 from smlm_bridge.errors import InputRejected
 
 Floats = NDArray[np.float64]
-P = ParamSpec("P")
-R = TypeVar("R")
 
 LARGEST_KERNEL_PX: Final = 101
 GAUSSIAN_REACH: Final = 4.0  # in standard deviations: what is cut off is below 1e-4 of the kernel
@@ -86,16 +83,7 @@ def _half(kernel: Floats) -> Floats:
     return np.ascontiguousarray(kernel[len(kernel) // 2 :])
 
 
-def _compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile at the first call, once for all runs; numba has no types of its own."""
-    try:
-        compiled = numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        compiled = numba.njit(nogil=True)(function)
-    return cast("Callable[P, R]", compiled)
-
-
-@_compiled
+@compiled
 def _smooth(image: Floats, half: Floats, step: int, scratch: Floats, out: Floats) -> None:
     """Convolve (H, W) along both axes, zeros beyond the edge; kernel from its centre outwards, with holes."""
     height, width = image.shape
@@ -132,7 +120,7 @@ def _smooth(image: Floats, half: Floats, step: int, scratch: Floats, out: Floats
                 here[x] += weight * source[x]
 
 
-@_compiled
+@compiled
 def _pad(image: Floats, pad: int, out: Floats) -> None:
     """Copy (H, W) into the middle of (H + 2 pad, W + 2 pad) and repeat its edge around it."""
     height, width = image.shape
@@ -143,7 +131,7 @@ def _pad(image: Floats, pad: int, out: Floats) -> None:
         out[y, pad + width :] = image[row, width - 1]
 
 
-@_compiled
+@compiled
 def _wavelet_levels(images: Floats, half: Floats, first: Floats, second: Floats) -> None:
     _, height, width = images.shape
     pad = 2 * (len(half) - 1)
@@ -161,7 +149,7 @@ def _wavelet_levels(images: Floats, half: Floats, first: Floats, second: Floats)
                 middle[x] = once[x] - twice[x]
 
 
-@_compiled
+@compiled
 def _blur(images: Floats, half: Floats, out: Floats) -> None:
     _, height, width = images.shape
     pad = len(half) - 1
@@ -173,7 +161,7 @@ def _blur(images: Floats, half: Floats, out: Floats) -> None:
         out[t] = smooth[pad : pad + height, pad : pad + width]
 
 
-@_compiled
+@compiled
 def _local_maxima(images: Floats, least: Floats, diagonal: bool, found: NDArray[np.bool_]) -> None:
     frames, height, width = images.shape
     for t in range(frames):

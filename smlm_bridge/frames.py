@@ -79,6 +79,9 @@ class Work:
         Frames before and after each frame that ``find`` looks at: their channels stand before and behind the
         frame's own, in the order of time. A neighbour that is not there (before the first frame, behind the
         last), cannot be read or is not finite is replaced by the frame itself.
+    stands_at
+        Takes positions (n, 2) in the image of the whole movie to those in the sample (``Optics.stands_at``);
+        None where they are the same.
     """
 
     find: Callable[[Counts], pd.DataFrame]
@@ -87,6 +90,7 @@ class Work:
     pixel_nm: float
     block_pixels: int
     context: int = 0
+    stands_at: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
 
     def own(self, counts: Counts) -> Counts:
         """The frames (T, C, H, W) themselves, of counts with their neighbours."""
@@ -207,6 +211,8 @@ def _worked(counts: Counts, source: Frames, span: tuple[int, int], work: Work) -
     }
     for column in offsets.keys() & set(table.columns):
         table[column] += offsets[column]
+    if work.stands_at is not None:
+        table[["x_nm", "y_nm"]] = work.stands_at(table[["x_nm", "y_nm"]].to_numpy(np.float64))
     return Block(start, stop, table, {})
 
 

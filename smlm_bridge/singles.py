@@ -93,6 +93,7 @@ def single_work(
         check=lambda counts: _check(counts, model, camera),
         pixel_nm=pixel_nm,
         block_pixels=options.detect.block_pixels,
+        stands_at=model.info.calibration.optics.stands_at,
     )
 
 

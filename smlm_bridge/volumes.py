@@ -70,6 +70,7 @@ def volume_work(
         pixel_nm=model.info.calibration.optics.pixel_nm,
         block_pixels=options.block_pixels,
         context=model.info.context_frames,
+        stands_at=model.info.calibration.optics.stands_at,
     )
 
 

@@ -101,6 +101,8 @@ def test_every_kind_has_its_own_hash() -> None:
         {"z_range_nm": (-100.0, 4001.0)},
         {"optics": replace(OPTICS, wavelength_nm=606.0)},
         {"optics": replace(OPTICS, analyser_deg=0.0)},
+        {"optics": replace(OPTICS, field_scale=0.998)},
+        {"optics": replace(OPTICS, field_centre_nm=(0.0, 100.0))},
         {"camera": Camera(offset=1.0)},
         {"spline": SPLINE, "z_range_nm": (0.0, 1000.0)},
         {"pupil": Pupil(PHASE + 1e-3, AMPLITUDE)},
@@ -351,8 +353,8 @@ FIRST_HASHES = {
 }
 SHIPPED_HASHES = {
     "telomeres_tetrapod": "65b40423908156ba53bd3009fd87a9acf6c2dd2f7a1df852c2fd7d4202a382c3",
-    "tetrapod_storm": "58d28d40ad1dfabf8096005e9c34504577ae5a1a467ea13580e725c2f36832af",
-    "tetrapod_telomere": "c65430e6d16643145ea8ec52de1668e0ac68359b77bf8b04fb205d9e4104589f",
+    "tetrapod_storm": "59983e063ba8305536f53b14cc5e42cf58e148a4a12b6575b0a1ef6347407d95",
+    "tetrapod_telomere": "45c75c0b591a3c984da69134b48a2a1cd5432351b62fed438e62d99bf098c474",
 }
 
 

@@ -496,6 +496,38 @@ def test_rerender_explains_what_was_simulated(
     assert part["explained_signal"][0] > 0.95
 
 
+@TORCH_PLANS
+def test_a_field_out_of_scale_is_simulated_fitted_and_rendered_alike(
+    calibration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import replace
+
+    from smlm_bridge.io.calibration import load_calibration, save_calibration
+
+    known = load_calibration(calibration)
+    optics = replace(known.optics, field_scale=0.95, field_centre_nm=(2000.0, 2600.0))
+    scaled, frames, truth = tmp_path / "scaled.psf.h5", tmp_path / "frames.tif", tmp_path / "truth.csv"
+    save_calibration(scaled, replace(known, optics=optics))
+    words = ["--frames", "3", "--emitters", "2", "--size-px", "40x50", "--clear-nm", "1200", "--seed", "4"]
+    ranges = ["--photons", "20000:20000", "--background", "5:5", "--z-nm", "300:900"]
+    assert main(["simulate", str(scaled), "-o", str(frames), "--truth", str(truth), *words, *ranges]) == 0
+    capsys.readouterr()
+    assert main(["rerender", str(truth), str(frames), str(scaled), "--json"]) == 0
+    assert only_object(capsys.readouterr().out)["explained_signal"][0] > 0.95
+    assert main(["rerender", str(truth), str(frames), str(calibration), "--json"]) == 0
+    assert only_object(capsys.readouterr().out)["explained_signal"][0] < 0.9
+    found = tmp_path / "found.csv"
+    assert (
+        main(["localize", str(frames), "-o", str(found), "--calibration", str(scaled), "--roi", "2,1,46,36"])
+        == 0
+    )
+    capsys.readouterr()
+    assert main(["evaluate", str(found), str(truth), "--json"]) == 0
+    values = only_object(capsys.readouterr().out)
+    assert values["matched"] >= 3
+    assert values["rmse_lateral_nm"] < 30
+
+
 def bright_pixel_model(calibration: Path, path: Path) -> None:
     """A model whose probability is the photo-electrons over 1000, with constants for everything else."""
     import onnx

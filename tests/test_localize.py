@@ -218,6 +218,19 @@ def test_a_region_finds_what_the_whole_frame_finds(trained) -> None:
     assert_same_tables(inside[0].reset_index(drop=True), inside[1].reset_index(drop=True))
 
 
+def test_tables_say_where_emitters_stand(trained) -> None:
+    counts, _ = simulated(trained)
+    info = trained.model.info
+    optics = replace(info.calibration.optics, field_scale=0.9, field_centre_nm=(3000.0, 2000.0))
+    scaled = replace(info, calibration=replace(info.calibration, optics=optics))
+    source = Movie(counts, x0=30, y0=7)
+    seen, found = (table_of(source, replace(trained.model, info=i)) for i in (info, scaled))
+    np.testing.assert_allclose(
+        found[["x_nm", "y_nm"]], optics.stands_at(seen[["x_nm", "y_nm"]].to_numpy()), rtol=1e-6
+    )
+    assert np.abs(found["x_nm"] - seen["x_nm"]).max() > 100
+
+
 def test_the_camera_can_be_another_one(trained) -> None:
     counts, _ = simulated(trained)
     known = trained.model.info.calibration.camera

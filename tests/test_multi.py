@@ -14,7 +14,7 @@ from smlm_bridge.errors import InputRejected
 from smlm_bridge.frames import Work
 from smlm_bridge.multi.background import smooth, smoothed
 from smlm_bridge.multi.frame import Refiner
-from smlm_bridge.multi.group import Box, Emitters, GroupProblem, Prior
+from smlm_bridge.multi.group import Box, Emitters, GroupFit, GroupProblem, Prior
 from smlm_bridge.multi.options import RefineOptions
 from smlm_bridge.multi.stamps import ORDERS, Stamps
 from smlm_bridge.multi.work import refined, refiner_of
@@ -129,6 +129,23 @@ def test_two_overlapping_emitters_are_fitted_at_their_bound(stamps, case: str) -
     # 120 draws: the root mean square of a standard score has a standard deviation of 6.5 %.
     assert (np.abs(spread - 1) < 0.2).all(), spread
     assert (np.abs(np.mean(errors, axis=0)) < 3.0).all()
+
+
+def test_a_fit_that_cannot_get_there_is_given_up(stamps) -> None:
+    truth = np.array([[2010.0, 2100.0, 130.0], [2560.0, 2390.0, -150.0]])
+    data = frame_of(stamps, truth, np.array([6000.0, 9000.0]), (41, 43), 1)
+    box = Box(data, np.zeros_like(data), np.zeros_like(data), [(0, 0)])
+    problem = GroupProblem(box, [stamps], Prior(Z), node_px=20.0)
+
+    def fitted(places: np.ndarray, **how: float) -> GroupFit:
+        return problem.fit(Emitters(places, np.zeros(len(places)), np.ones((len(places), 1))), **how)
+
+    both = fitted(truth + 60.0)
+    aim = both.log_likelihood
+    assert both.log_likelihood == pytest.approx(fitted(truth + 60.0, worth=aim - 1.0).log_likelihood)
+    one, given_up = fitted(truth[:1] + 200.0), fitted(truth[:1] + 200.0, worth=aim)
+    assert one.log_likelihood < aim - 100
+    assert given_up.iterations < one.iterations
 
 
 def test_the_reported_uncertainty_of_one_emitter_is_the_bound(stamps) -> None:

@@ -435,11 +435,23 @@ def test_the_gpu_agrees_with_the_cpu() -> None:
         ({"working_distance_nm": -3.0}, "outside"),
         ({"design_coverslip_index": 1.4}, "not above numerical_aperture"),
         ({"design_immersion_index": 3.0}, "outside"),
+        ({"field_scale": 110.24}, "outside"),
+        ({"field_centre_nm": (1.0,)}, "two numbers"),
+        ({"field_centre_nm": "middle"}, "two numbers"),
+        ({"field_centre_nm": (0.0, float("nan"))}, "outside"),
     ],
 )
 def test_optics_names_the_slip(change: dict[str, object], words: str) -> None:
     with pytest.raises(InputRejected, match=words):
         dataclasses.replace(S1, **change)
+
+
+def test_the_field_is_scaled_about_its_centre() -> None:
+    optics = dataclasses.replace(S1, field_scale=0.99, field_centre_nm=[6600, 4400])
+    xy = np.array([[6600.0, 4400.0], [7600.0, 4400.0], [0.0, 0.0]])
+    np.testing.assert_allclose(optics.seen_at(xy), [[6600, 4400], [7590, 4400], [66, 44]])
+    np.testing.assert_allclose(optics.stands_at(optics.seen_at(xy)), xy)
+    assert S1.seen_at(xy).tolist() == S1.stands_at(xy).tolist() == xy.tolist()
 
 
 def test_a_pupil_names_what_is_wrong() -> None:

@@ -98,6 +98,8 @@ def command(
     known = load_channels(calibration)
     pixel_nm = known.channels[0].optics.pixel_nm
     table = read_table(locs, pixel_nm=pixel_nm)
+    x, y = known.optics.seen_at(table[["x_nm", "y_nm"]].to_numpy()).T
+    table = table.assign(x_nm=x, y_nm=y)
     with open_channels(frames_in, channel2=channel2 or (), split=split, frames=frames, roi=roi) as source:
         if source.n_channels != len(known.channels):
             raise InputRejected(

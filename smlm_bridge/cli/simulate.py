@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from smlm_bridge.calibration import Calibration
     from smlm_bridge.camera import Camera
+    from smlm_bridge.optics.microscope import Optics
     from smlm_bridge.pair import PairCalibration
     from smlm_bridge.simulate.scene import Ranges, Scene
 
@@ -220,7 +221,7 @@ def _simulate(
                     )
                 counts[start:stop, number] = recorded.clamp(0, LARGEST_COUNT).cpu().numpy()
             inside = in_label_set(scene, pixel_nm=pixel_nm, min_photons=0.0)
-            tables.append(_truth(inside, pixel_nm=pixel_nm, first_frame=start))
+            tables.append(_truth(inside, known.optics, first_frame=start))
             on_step(stop, plan.frames)
     return counts, pd.concat(tables, ignore_index=True)
 
@@ -241,19 +242,20 @@ def _scenes(
     )
 
 
-def _truth(scene: "Scene", *, pixel_nm: float, first_frame: int) -> "pd.DataFrame":
+def _truth(scene: "Scene", optics: "Optics", *, first_frame: int) -> "pd.DataFrame":
     """The emitters of a scene as a table; the background is that of the emitter's pixel."""
     import pandas as pd
 
-    column, row = (scene.xyz_nm[:, axis].div(pixel_nm).long() for axis in (0, 1))
+    column, row = (scene.xyz_nm[:, axis].div(optics.pixel_nm).long() for axis in (0, 1))
     background = scene.background[scene.frame, row, column]
-    x, y, z = scene.xyz_nm.double().cpu().numpy().T
+    xyz = scene.xyz_nm.double().cpu().numpy()
+    x, y = optics.stands_at(xyz[:, :2]).T
     return pd.DataFrame(
         {
             "frame": scene.frame.cpu().numpy() + first_frame,
             "x_nm": x,
             "y_nm": y,
-            "z_nm": z,
+            "z_nm": xyz[:, 2],
             "photons": scene.photons.double().cpu().numpy(),
             "background": background.double().cpu().numpy(),
         }

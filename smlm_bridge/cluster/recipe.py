@@ -26,6 +26,7 @@ from smlm_bridge.io.model import find_model, load_model
 from smlm_bridge.io.shipped import find_shipped
 from smlm_bridge.localize import LocalizeOptions, localize_work
 from smlm_bridge.model import Model
+from smlm_bridge.optics.microscope import Optics
 from smlm_bridge.pair import PairCalibration
 from smlm_bridge.singles import SingleMovieOptions, single_work
 from smlm_bridge.volumes import volume_work
@@ -111,7 +112,7 @@ class Recipe:
             work = made(tool.model, camera=self._cameras, options=options, corner_nm=self._corner_nm)
         elif self.refine:
             # A joint fit finds its own candidates with the PSF itself, whatever its shape.
-            work = nothing_found(tool.calibration.channels[0].optics.pixel_nm)
+            work = nothing_found(tool.calibration.optics)
         else:
             from smlm_bridge.fit.work import FitMovieOptions, fit_work
 
@@ -234,11 +235,18 @@ def _refiner(
     return refiner_of(tool.calibration, ranges=tool.ranges, corner_nm=corner_nm)
 
 
-def nothing_found(pixel_nm: float) -> Work:
+def nothing_found(optics: Optics) -> Work:
     """A work that finds nothing: where a joint fit begins without candidates."""
     empty = pd.DataFrame({name: pd.Series(dtype="float64") for name in ("x_nm", "y_nm", "z_nm")})
     empty.insert(0, "frame", pd.Series(dtype="int64"))
-    return Work(lambda _counts: empty, empty, lambda _counts: None, pixel_nm, _BLOCK_PIXELS)
+    return Work(
+        lambda _counts: empty,
+        empty,
+        lambda _counts: None,
+        optics.pixel_nm,
+        _BLOCK_PIXELS,
+        stands_at=optics.stands_at,
+    )
 
 
 def absolute_calibration(path_or_name: str) -> str:

@@ -119,7 +119,7 @@ def localized_sample(
         except InputRejected as error:
             failure = str(error)
             continue
-        tables.append(_in_movie(table, frames, index, work.pixel_nm))
+        tables.append(_in_movie(table, frames, index, work))
         found += len(table)
         if on_step is not None:
             on_step(done + 1, len(order))
@@ -284,7 +284,8 @@ def _sampled(
     rng: np.random.Generator,
 ) -> Boxes | None:
     """Boxes of some localizations, of many frames rather than many of one."""
-    pixel = model.info.calibration.optics.pixel_nm
+    optics = model.info.calibration.optics
+    corner = np.array([frames.x0, frames.y0]) * optics.pixel_nm
     groups = table.groupby("frame")
     order = rng.permutation(np.unique(table["frame"].to_numpy(np.int64)))
     each = max(A_FRAME, -(-boxes // max(len(order), 1)))
@@ -293,26 +294,25 @@ def _sampled(
         if sum(map(len, parts)) >= boxes:
             break
         rows = groups.get_group(frame).reset_index(drop=True)
-        rows = rows.assign(x_nm=rows["x_nm"] - frames.x0 * pixel, y_nm=rows["y_nm"] - frames.y0 * pixel)
+        xy = optics.seen_at(rows[["x_nm", "y_nm"]].to_numpy(np.float64)) - corner
+        rows = rows.assign(x_nm=xy[:, 0], y_nm=xy[:, 1])
         index = int(frame) - frames.first_frame
         try:
             photons = camera.to_photons(frames.read(index, index + 1)[0, 0])
         except InputRejected:
             continue
-        xy = rows[["x_nm", "y_nm"]].to_numpy(np.float64)
-        if not inside(xy, side_px=side, pixel_nm=pixel, shape=photons.shape).any():
+        if not inside(xy, side_px=side, pixel_nm=optics.pixel_nm, shape=photons.shape).any():
             continue
         parts.append(boxes_of_frame(model, photons, camera, rows, side_px=side, most=each, frame=int(frame)))
     return Boxes.joined(parts) if parts else None
 
 
-def _in_movie(table: pd.DataFrame, frames: Frames, index: int, pixel_nm: float) -> pd.DataFrame:
-    """The table of one frame with positions in the whole movie."""
-    return table.assign(
-        frame=frames.first_frame + index,
-        x_nm=table["x_nm"] + frames.x0 * pixel_nm,
-        y_nm=table["y_nm"] + frames.y0 * pixel_nm,
-    )
+def _in_movie(table: pd.DataFrame, frames: Frames, index: int, work: Work) -> pd.DataFrame:
+    """The table of one frame with positions of the whole movie."""
+    xy = table[["x_nm", "y_nm"]].to_numpy(np.float64) + np.array([frames.x0, frames.y0]) * work.pixel_nm
+    if work.stands_at is not None:
+        xy = work.stands_at(xy)
+    return table.assign(frame=frames.first_frame + index, x_nm=xy[:, 0], y_nm=xy[:, 1])
 
 
 def _of_table(

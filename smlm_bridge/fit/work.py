@@ -115,6 +115,7 @@ def fit_work(
         check=task.check,
         pixel_nm=psf.pixel_nm,
         block_pixels=options.detect.block_pixels,
+        stands_at=calibration.optics.stands_at,
     )
 
 

@@ -45,6 +45,8 @@ class _OpticsTable(_Table):
     design_coverslip_index: float | None = None
     design_immersion_index: float | None = None
     working_distance_nm: float | None = None
+    field_scale: float = 1.0
+    field_centre_nm: tuple[float, float] = (0.0, 0.0)
 
 
 class _MaskTable(_Table):

@@ -254,8 +254,9 @@ class _Frame:
                 start = _joined(start, trial.new)
             if not len(start):
                 continue
-            found = problem.fit(start, most=15)
-            if found.log_likelihood - complete > trial.least_gain:
+            worth = complete + trial.least_gain
+            found = problem.fit(start, most=15, worth=worth)
+            if found.log_likelihood > worth:
                 replaced = self.emitters.take(group)
                 self.gone[trial.going] = True
                 new = found.emitters.take(slice(len(rest), None))
@@ -311,7 +312,7 @@ class _Frame:
         loss = 0.0
         for c, (corner, part) in enumerate(zip(corners, self.stamps, strict=True)):
             places = part.corners(old.xyz_nm[:, :2])
-            images = part.images(old.xyz_nm, old.blur_in(c), places)[:, 0]
+            images = part.images(old.xyz_nm, old.blur_in(c), places, derivatives=False)[:, 0]
             light = np.zeros((side, side), np.float32)
             add_windows(light, images * old.photons[:, c, None, None], places - corner)
             rows, columns, own_rows, own_columns = windows(corner[None], side, (height, width))[0]
@@ -358,7 +359,9 @@ class _Frame:
         alone = np.zeros(len(photons))
         for c, part in enumerate(self.stamps):
             corners = part.corners(self.emitters.xyz_nm[:, :2])
-            light = part.images(self.emitters.xyz_nm, self.emitters.blur_in(c), corners)[:, 0]
+            light = part.images(self.emitters.xyz_nm, self.emitters.blur_in(c), corners, derivatives=False)[
+                :, 0
+            ]
             light *= photons[:, c, None, None].astype(np.float32)
             shot = np.maximum(self.images[c] + self.floor[c] + self.read_variance[c], 1.0)
             for i, (rows, columns, own_rows, own_columns) in enumerate(
@@ -508,7 +511,7 @@ class _Frame:
         out = np.zeros_like(self.photons)
         for channel, part in enumerate(self.stamps):
             corners = part.corners(emitters.xyz_nm[:, :2])
-            images = part.images(emitters.xyz_nm, emitters.blur_in(channel), corners)[:, 0]
+            images = part.images(emitters.xyz_nm, emitters.blur_in(channel), corners, derivatives=False)[:, 0]
             add_windows(out[channel], images * emitters.photons[:, channel, None, None], corners)
         return out
 

@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 Frames = NDArray[np.float32]
 
 _BEYOND_PX = 2.0  # emitters may lie this far outside of what is fitted
+_LEAST_DAMPING, _MOST_DAMPING = 1e-7, 1e6
 _LEAST = 1e-2  # photo-electrons: expectations stay above
 # Standard deviation of second differences of the background's nodes, in shot noise of a pixel: what a cell's glow
 # has. A stiffer background leaves bumps that an emitter far out of focus explains.
@@ -175,8 +176,12 @@ class GroupProblem:
         #: Parameters of an emitter before its photons.
         self.before = 3 + len(prior.blurs)
 
-    def fit(self, start: Emitters, *, most: int = 30, tolerance: float = 0.02) -> GroupFit:
+    def fit(
+        self, start: Emitters, *, most: int = 30, tolerance: float = 0.02, worth: float = -np.inf
+    ) -> GroupFit:
         """The most likely emitters, from a start whose photons need not be right.
+
+        The damping follows how well a step was foreseen (Nielsen 1999).
 
         Parameters
         ----------
@@ -186,25 +191,29 @@ class GroupProblem:
             Steps to try.
         tolerance
             Gain in log-likelihood below which to stop.
+        worth
+            Log-likelihood below which the result is of no use: the fit ends where steps like the last one would
+            not get there.
         """
         state = self._at(self._within(start), None)
-        damping, tried = 1e-2, 0
-        while tried < most:
+        gradient, information = self._expansion(state)
+        damping, growth, tried = 1e-2, 2.0, 0
+        while tried < most and damping < _MOST_DAMPING:
+            tried += 1
+            step, foreseen = _damped(gradient, information, damping)
+            following = self._moved(state, step)
+            gain = following.log_likelihood - state.log_likelihood
+            if gain <= 0:
+                if foreseen < tolerance:
+                    break
+                damping, growth = damping * growth, 2 * growth
+                continue
+            damping = max(damping * max(1 / 5, 1 - (2 * gain / foreseen - 1) ** 3), _LEAST_DAMPING)
+            growth, state = 2.0, following
             gradient, information = self._expansion(state)
-            accepted = False
-            while tried < most and not accepted:
-                tried += 1
-                following = self._stepped(state, gradient, information, damping)
-                accepted = following.log_likelihood > state.log_likelihood
-                damping = max(damping / 5, 1e-7) if accepted else damping * 8
-                if damping > 1e6:
-                    return self._finished(state, information, tried)
-            if not accepted:
+            if gain < tolerance or state.log_likelihood + (most - tried) * gain < worth:
                 break
-            gain, state = following.log_likelihood - state.log_likelihood, following
-            if gain < tolerance:
-                break
-        return self._finished(state, self._expansion(state)[1], tried)
+        return self._finished(state, information, tried)
 
     def _within(self, emitters: Emitters) -> Emitters:
         """Clipped to the prior; photons to what can be."""
@@ -344,13 +353,9 @@ class GroupProblem:
                 information[blur, :] = information[:, blur] = 0.0
                 information[blur, blur] = 1.0
 
-    def _stepped(self, state: _State, gradient: Floats, information: Floats, damping: float) -> _State:
-        """The point one damped step further."""
+    def _moved(self, state: _State, step: Floats) -> _State:
+        """The point one step further, within the prior."""
         count, per = len(state.emitters), self.before + len(self.stamps)
-        scale = 1.0 / np.sqrt(np.maximum(np.diag(information), 1e-30))
-        system = information * scale[:, None] * scale
-        system[np.diag_indices_from(system)] += damping + 1e-9
-        step = np.linalg.solve(system, gradient * scale) * scale
         of_emitters = step[: count * per].reshape(count, per)
         emitters = state.emitters
         moved = Emitters(
@@ -372,6 +377,16 @@ class GroupProblem:
         variance = np.diag(np.linalg.inv(system)) * scale**2
         sigma = np.sqrt(np.maximum(variance[: count * per], 0.0)).reshape(count, per)
         return GroupFit(state.emitters, sigma, state.images, state.background, state.log_likelihood, tried)
+
+
+def _damped(gradient: Floats, information: Floats, damping: float) -> tuple[Floats, float]:
+    """A damped step, and the gain in log-likelihood that is expected of it."""
+    scale = 1.0 / np.sqrt(np.maximum(np.diag(information), 1e-30))
+    slope = gradient * scale
+    system = information * scale[:, None] * scale
+    system[np.diag_indices_from(system)] += damping + 1e-9
+    step = np.linalg.solve(system, slope)
+    return step * scale, float(0.5 * (step @ slope + damping * (step @ step)))
 
 
 def _columns(blur_nm2: Floats) -> Floats:

@@ -4,8 +4,9 @@ The gain is that of the log-likelihood, to second order, when an emitter of the 
 pixel and height: (sum r p / v)^2 / (2 sum p^2 / v), with residual r, image p and variance v.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import scipy.fft
@@ -61,7 +62,7 @@ class Bank:
     blur_nm2
         One for all channels, or one for each.
     inside
-        Only places whose windows lie inside of what is searched: several times faster for a small piece.
+        Only places whose windows lie inside of what is given: several times faster for a small piece.
     """
 
     def __init__(
@@ -111,7 +112,8 @@ class Bank:
             Column and row of each channel's first pixel within its frame; None: these are frames. Positions are
             from the first pixel of channel 1.
         """
-        gain, photons = self._gain(residual, variance, corners or [np.zeros(2, int)] * len(residual))
+        corners = [corner + self._skipped for corner in corners or [np.zeros(2, int)] * len(residual)]
+        gain, photons = self._gain(residual, variance, corners)
         best = gain.max(axis=0)
         peak = (best == maximum_filter(best, 2 * apart_px + 1)) & (best > least_gain)
         rows, columns = np.nonzero(peak)
@@ -119,18 +121,20 @@ class Bank:
         rows, columns = rows[order], columns[order]
         height = gain[:, rows, columns].argmax(axis=0)
         pixel = self.stamps[0].psf.pixel_nm
-        xyz = np.stack([(columns + 0.5) * pixel, (rows + 0.5) * pixel, self.z_nm[height]], axis=1)
+        x, y = ((places + self._skipped + 0.5) * pixel for places in (columns, rows))
+        xyz = np.stack([x, y, self.z_nm[height]], axis=1)
         bright = np.stack([part[height, rows, columns] for part in photons], axis=1)
         return Candidates(xyz, np.maximum(bright, 1.0).astype(float), best[rows, columns].astype(float))
 
     def _gain(
         self, residual: Frames, variance: Frames, corners: Sequence[NDArray[np.integer]]
     ) -> tuple[Frames, list[Frames]]:
-        """(Z, H, W) gain on the pixels of channel 1, and brightness of each channel."""
-        shape = residual.shape[1:]
-        self._prepare(shape)
-        total = np.zeros((len(self.z_nm), *shape), np.float32)
-        photons = []
+        """(Z, h, w) gain on the pixels of channel 1 that are searched, and brightness of each channel.
+
+        ``corners`` are those of what is searched.
+        """
+        self._prepare(residual.shape[1:])
+        gains, photons = [], []
         for c, (once, square) in enumerate(self._spectra):
             weight = 1.0 / variance[c]
             overlap = self._correlated(residual[c] * weight, once, c)
@@ -139,11 +143,11 @@ class Bank:
             bright = positive / power
             gain = 0.5 * bright * positive
             if self.stamps[c].transform is not None:
-                row, column, there = self._nearest(c, shape, corners)
+                row, column, there = self._nearest(c, gain.shape[1:], corners)
                 gain, bright = (values[:, row, column] * there for values in (gain, bright))
-            total += gain
+            gains.append(gain)
             photons.append(bright.astype(np.float32))
-        return total, photons
+        return np.sum(gains, axis=0), photons
 
     def _nearest(
         self, channel: int, shape: tuple[int, ...], corners: Sequence[NDArray[np.integer]]
@@ -179,22 +183,46 @@ class Bank:
         rows, columns = (scipy.fft.next_fast_len(length + beyond, real=True) for length in self._shape)
         return rows, columns
 
+    @property
+    def _skipped(self) -> int:
+        """Pixels from the edge of what is given that are not searched."""
+        return max(part.half_px for part in self.stamps) if self._inside else 0
+
     def _correlated(self, image: Frames, spectra: NDArray[np.complex64], channel: int) -> Frames:
-        """(Z, H, W) sums of an image times the bank around every pixel; 0 where nothing is searched."""
+        """(Z, h, w) sums of an image times the bank around every pixel that is searched."""
         assert self._shape is not None
         height, width = self._shape
         half = self.stamps[channel].half_px
         size = self._padded
-        before = 0 if self._inside else half
-        spectrum = scipy.fft.rfft2(np.pad(image, ((before, 0), (before, 0))), s=size)
-        product = scipy.fft.irfft2(spectrum * spectra, s=size, axes=(1, 2))
         if not self._inside:
+            spectrum = scipy.fft.rfft2(np.pad(image, ((half, 0), (half, 0))), s=size)
+            product = scipy.fft.irfft2(spectrum * spectra, s=size, axes=(1, 2))
             return np.asarray(product[:, :height, :width], np.float32)
-        out = np.zeros((len(product), height, width), np.float32)
-        out[:, half : height - half, half : width - half] = product[
-            :, : height - 2 * half, : width - 2 * half
-        ]
-        return out
+        inverse = _inverse_at(
+            size, self._skipped - half, (height - 2 * self._skipped, width - 2 * self._skipped)
+        )
+        return inverse(scipy.fft.rfft2(image, s=size) * spectra)
+
+
+@lru_cache(maxsize=8)
+def _inverse_at(
+    size: tuple[int, int], first: int, shape: tuple[int, int]
+) -> Callable[[NDArray[np.complex64]], NDArray[np.float32]]:
+    """The inverse of ``rfft2`` at rows and columns from ``first`` on, as products of matrices: fast where few."""
+    row, column = (first + np.arange(length) for length in shape)
+    down = np.exp(2j * np.pi / size[0] * np.outer(row, np.arange(size[0]))) / size[0]
+    kept = np.arange(size[1] // 2 + 1)
+    twice = np.where((kept == 0) | (2 * kept == size[1]), 1.0, 2.0)[:, None] / size[1]
+    across = twice * np.exp(2j * np.pi / size[1] * np.outer(kept, column))
+    rows = down.astype(np.complex64)
+    real, imaginary = across.real.astype(np.float32), -across.imag.astype(np.float32)
+
+    def inverse(spectra: NDArray[np.complex64]) -> NDArray[np.float32]:
+        """(Z, rows, columns) of spectra (Z, H, W // 2 + 1)."""
+        half_way = rows @ spectra
+        return np.asarray(half_way.real @ real + half_way.imag @ imaginary)
+
+    return inverse
 
 
 def _centred(stamps: Stamps, z_nm: Floats, blur_nm2: float) -> Frames:
@@ -203,4 +231,4 @@ def _centred(stamps: Stamps, z_nm: Floats, blur_nm2: float) -> Frames:
     centre = (stamps.half_px + 0.5) * stamps.psf.pixel_nm
     xyz = np.stack([np.full_like(z_nm, centre), np.full_like(z_nm, centre), z_nm], axis=1)
     corners = np.zeros((len(z_nm), 2), np.int64)
-    return stamps.images(xyz, np.full(len(z_nm), blur_nm2), corners)[:, 0]
+    return stamps.images(xyz, np.full(len(z_nm), blur_nm2), corners, derivatives=False)[:, 0]

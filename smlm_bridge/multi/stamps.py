@@ -1,17 +1,19 @@
 """Images of emitters in small windows, with analytic derivatives, from a tabulated PSF.
 
 A tabulated image is a product of matrices, weights along y times the table at height z times weights along x,
-and the weights are Gaussians (or their integrals over a pixel): every derivative is such a product again.
+and the weights are Gaussians (or their integrals over a pixel): every derivative is such a product again. The
+matrices are narrow bands, which ``kernels`` makes use of.
 """
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from smlm_bridge.multi.kernels import render
 from smlm_bridge.psf.resample import SPREAD
 from smlm_bridge.psf.spline import SplinePSF
 from smlm_bridge.transform import Transform
@@ -20,7 +22,6 @@ Floats = NDArray[np.float64]
 
 #: What ``Stamps.images`` returns along its second axis.
 ORDERS = ("image", "x_nm", "y_nm", "z_nm", "blur_nm2")
-_CHUNK = 16
 _SUM_PLANES = 24
 
 
@@ -81,8 +82,10 @@ class Stamps:
         """(n, 2) column and row of the first pixel of each window."""
         return np.floor(self.here(xy_nm) / self.psf.pixel_nm).astype(np.int64) - self.half_px
 
-    def images(self, xyz_nm: Floats, blur_nm2: Floats, corners: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(n, 5, S, S) images and their derivatives by ``ORDERS``.
+    def images(
+        self, xyz_nm: Floats, blur_nm2: Floats, corners: NDArray[np.int64], *, derivatives: bool = True
+    ) -> NDArray[np.float32]:
+        """(n, 5, S, S) images and their derivatives by ``ORDERS``, or (n, 1, S, S) the images alone.
 
         Parameters
         ----------
@@ -92,88 +95,44 @@ class Stamps:
             Variance of an additional Gaussian blur.
         corners : (n, 2)
             First pixels of the windows.
+        derivatives
+            Whether they are wanted.
         """
-        local = xyz_nm.copy()
+        local = np.array(xyz_nm, float)
         local[:, :2] = self.here(xyz_nm[:, :2])
         local[:, :2] -= corners * self.psf.pixel_nm
-        where = torch.as_tensor(local, dtype=torch.float32)
-        spread = torch.as_tensor(blur_nm2, dtype=torch.float32)
-        with torch.no_grad():
-            parts = [
-                self._images(where[i : i + _CHUNK], spread[i : i + _CHUNK])
-                for i in range(0, len(where), _CHUNK)
-            ]
-        side = self.side_px
-        if not parts:
-            return np.zeros((0, len(ORDERS), side, side), np.float32)
-        images: NDArray[np.float32] = torch.cat(parts).numpy()
-        if self.transform is not None:  # derivatives by x and y of the first channel
-            turn = self.transform.slopes(xyz_nm[:, :2]).astype(np.float32)
-            images[:, 1:3] = np.einsum("nij,nihw->njhw", turn, images[:, 1:3])
-        return images
-
-    def _images(self, xyz_nm: Tensor, blur_nm2: Tensor) -> Tensor:
-        variance = blur_nm2 + (self.psf.blur_nm**2 + (SPREAD * self.psf.sample_nm) ** 2)
-        y, y_x, y_v = (w.contiguous() for w in self._weights(xyz_nm[:, 1], variance))
-        x, x_x, x_v = (w.mT.contiguous() for w in self._weights(xyz_nm[:, 0], variance))
-        plane, slope = self._planes(xyz_nm[:, 2])
-        across = plane @ x
-        return torch.stack(
-            [
-                y @ across,
-                y @ (plane @ x_x),
-                y_x @ across,
-                y @ (slope @ x),
-                y_v @ across + y @ (plane @ x_v),
-            ],
-            dim=1,
+        out = np.empty(
+            (len(local), len(ORDERS) if derivatives else 1, self.side_px, self.side_px), np.float32
         )
-
-    def _weights(self, position_nm: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(n, S, M) weights of the samples in the pixels; their derivatives by position and by variance."""
-        psf, count = self.psf, self.psf.coefficients.shape[1]
-        samples = (torch.arange(count) - count // 2) * psf.sample_nm
-        pixels = (torch.arange(self.side_px) + 0.5) * psf.pixel_nm
-        distance = pixels[:, None] - samples - position_nm[:, None, None]
-        var = variance[:, None, None]
-        if not psf.integrate:
-            scale = psf.pixel_nm * psf.sample_nm / torch.sqrt(2 * math.pi * var)
-            square = distance.square() / var
-            weight = torch.exp((-0.5 * square).clamp_min(-25.0)) * scale
-            return weight, weight * distance / var, weight * (square - 1) / (2 * var)
-        half = psf.pixel_nm / 2
-        root = torch.rsqrt(2 * var)
-        ends = (distance + half, distance - half)
-        density = [
-            torch.exp((-0.5 * u.square() / var).clamp_min(-25.0)) / torch.sqrt(2 * math.pi * var)
-            for u in ends
-        ]
-        weight = 0.5 * (torch.erf(ends[0] * root) - torch.erf(ends[1] * root))
-        by_position = density[1] - density[0]
-        by_variance = (ends[1] * density[1] - ends[0] * density[0]) / (2 * var)
-        return weight * psf.sample_nm, by_position * psf.sample_nm, by_variance * psf.sample_nm
-
-    def _planes(self, z_nm: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, M, M) tables at the heights and their derivatives (uniform cubic B-spline)."""
+        if not len(out):
+            return out
+        first, shares = self._planes(local[:, 2])
+        variance = np.asarray(blur_nm2, float) + (self.psf.blur_nm**2 + (SPREAD * self.psf.sample_nm) ** 2)
         psf = self.psf
-        count = psf.coefficients.shape[0]
-        position = ((z_nm - psf.z_first_nm) / psf.z_step_nm).clamp(0.0, count - 3 - 1e-4)
-        first = position.floor()
+        render(
+            self._table, first, shares, local[:, :2].copy(), variance,
+            psf.pixel_nm, psf.sample_nm, psf.integrate, out,
+        )  # fmt: skip
+        if derivatives and self.transform is not None:  # by x and y of the first channel
+            turn = self.transform.slopes(xyz_nm[:, :2]).astype(np.float32)
+            out[:, 1:3] = np.einsum("nij,nihw->njhw", turn, out[:, 1:3])
+        return out
+
+    @cached_property
+    def _table(self) -> NDArray[np.float32]:
+        """(Z, M, M) coefficients with x along the second axis."""
+        return np.ascontiguousarray(self.psf.coefficients.numpy().transpose(0, 2, 1), np.float32)
+
+    def _planes(self, z_nm: Floats) -> tuple[NDArray[np.int64], Floats]:
+        """(n,) first of four planes and (n, 2, 4) their shares in image and slope (uniform cubic B-spline)."""
+        psf = self.psf
+        position = np.clip((z_nm - psf.z_first_nm) / psf.z_step_nm, 0.0, len(psf.coefficients) - 3 - 1e-4)
+        first = np.floor(position)
         t = position - first
-        values = (
-            (1 - t) ** 3 / 6,
-            (3 * t**3 - 6 * t**2 + 4) / 6,
-            (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
-            t**3 / 6,
-        )
-        slopes = (-((1 - t) ** 2) / 2, (3 * t**2 - 4 * t) / 2, (-3 * t**2 + 2 * t + 1) / 2, t**2 / 2)
-        index = first.long()
-        planes = [psf.coefficients[index + k] for k in range(4)]
-        plane = sum(v[:, None, None] * p for v, p in zip(values, planes, strict=True))
-        slope = sum(v[:, None, None] * p for v, p in zip(slopes, planes, strict=True))
-        assert isinstance(plane, Tensor)
-        assert isinstance(slope, Tensor)
-        return plane, slope / psf.z_step_nm
+        values = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
+        slopes = [-((1 - t) ** 2), 3 * t**2 - 4 * t, -3 * t**2 + 2 * t + 1, t**2]
+        shares = np.stack([np.stack(values, 1) / 6, np.stack(slopes, 1) / (2 * psf.z_step_nm)], axis=1)
+        return first.astype(np.int64), shares
 
 
 Window = tuple[slice, slice, slice, slice]

@@ -7,21 +7,19 @@ is neglected. numba does what is not a product of matrices, so it is for process
 ``propagate`` has the plain transform.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smlm_bridge._compile import compiled_freely
+
 Integers = NDArray[np.int64]
 Reals = NDArray[Any]  # of the caller's precision, float32 or float64
 Complex = NDArray[Any]
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def folded_lines(base: Tensor) -> Tensor:
@@ -118,16 +116,7 @@ def folded_intensity(
     return image
 
 
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile at the first call, once for all runs; sums may be taken in any order."""
-    try:
-        made = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        made = numba.njit(nogil=True, fastmath={"reassoc", "contract", "nsz"})(function)
-    return cast("Callable[P, R]", made)
-
-
-@compiled
+@compiled_freely
 def _fold(
     lines: Reals, rings: Integers, phasors: Complex, to_y: Complex, to_x: Complex, parts: Reals
 ) -> None:
@@ -172,7 +161,7 @@ def _fold(
                         parts[e, 1, 1, j, k, f, i] = (a - b) - (c - d)
 
 
-@compiled
+@compiled_freely
 def _square(parities: Reals, image: Reals) -> None:
     """Image (E, P, Q) from the field's parts (E, 2, 2, P', 2, F, Q'), even and odd along y and x.
 

@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from smlm_bridge.errors import InputRejected
 
 DESIGN_COVERSLIP_NM = 170_000.0  # No. 1.5
@@ -43,6 +46,9 @@ class Optics:
     design_coverslip_nm, design_coverslip_index, design_immersion_index, working_distance_nm
         What the objective was corrected for: coverslip, immersion medium, and the thickness of the latter. An
         index of None is the one in use, the lengths' None are 170 and 120 um; see ``interface.slip_phase``.
+    field_scale, field_centre_nm
+        Where ``pixel_nm`` is a little off: an emitter is seen ``field_scale`` times as far from the centre (x, y)
+        as it stands. Tables say where emitters stand.
 
     Raises
     ------
@@ -67,6 +73,8 @@ class Optics:
     design_coverslip_index: float | None = None
     design_immersion_index: float | None = None
     working_distance_nm: float | None = None
+    field_scale: float = 1.0
+    field_centre_nm: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         _check_range("numerical_aperture", self.numerical_aperture, 0.05, 2.0, "")
@@ -87,6 +95,14 @@ class Optics:
         if self.analyser_deg is not None and not math.isfinite(self.analyser_deg):
             raise InputRejected(f"analyser_deg {self.analyser_deg} is not an angle in degrees.")
         self._check_path()
+        _check_range("field_scale", self.field_scale, 0.5, 2.0, "")
+        if not isinstance(self.field_centre_nm, tuple | list) or len(self.field_centre_nm) != 2:
+            raise InputRejected(
+                f"field_centre_nm must be two numbers, x and y, got {self.field_centre_nm!r}."
+            )
+        for value in self.field_centre_nm:
+            _check_range("field_centre_nm", value, -1e7, 1e7, "nm")
+        object.__setattr__(self, "field_centre_nm", tuple(map(float, self.field_centre_nm)))
 
     def _check_path(self) -> None:
         if self.apodisation not in (None, "none", "aplanatic", "fresnel"):
@@ -109,6 +125,16 @@ class Optics:
                     f"{name} {index:g} is not above numerical_aperture {self.numerical_aperture:g}: no objective "
                     "is designed for a medium that its outer rays cannot cross. Correct one."
                 )
+
+    def seen_at(self, xy_nm: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n, 2) positions in the image, in pixels times ``pixel_nm``, of emitters that stand at ``xy_nm``."""
+        centre = np.array(self.field_centre_nm)
+        return np.asarray(centre + self.field_scale * (np.asarray(xy_nm, np.float64) - centre))
+
+    def stands_at(self, xy_nm: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n, 2) positions of emitters that are seen at ``xy_nm``: the inverse of ``seen_at``."""
+        centre = np.array(self.field_centre_nm)
+        return np.asarray(centre + (np.asarray(xy_nm, np.float64) - centre) / self.field_scale)
 
     @property
     def wavenumber_per_nm(self) -> float:
