@@ -50,7 +50,7 @@ class RefineOptions:
     told_photons: float = 0.0
     rounds: int = 5
     passes: int = 3
-    node_px: float = 20.0
+    node_px: float = 12.0
     group: int = 60
     step_nm: float = 125.0
     model_error: float = 0.0
