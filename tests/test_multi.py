@@ -103,10 +103,16 @@ def test_backgrounds_are_smooth_and_reach_planes() -> None:
     rows, columns = np.mgrid[:30, :44]
     plane = (5 + 0.3 * rows - 0.1 * columns).astype(np.float32)
     np.testing.assert_allclose(smoothed(plane, 15.0), plane, atol=0.02)
-    basis = smooth((30, 44), 15.0)
-    np.testing.assert_allclose(basis.basis.sum(1), 1.0, rtol=1e-5)
-    nodes = np.linalg.lstsq(basis.basis, plane.ravel(), rcond=None)[0]
-    assert nodes @ basis.penalty @ nodes < 1e-2 * nodes @ nodes
+    floor = smooth((30, 44), 15.0)
+    splines = np.stack([floor.image(one).ravel() for one in np.eye(len(floor.penalty))], axis=1)
+    np.testing.assert_allclose(splines.sum(1), 1.0, rtol=1e-5)
+    nodes = np.linalg.lstsq(splines, plane.ravel(), rcond=None)[0]
+    assert nodes @ floor.penalty @ nodes < 1e-2 * nodes @ nodes
+    weight = 1 / (1 + plane)
+    np.testing.assert_allclose(floor.overlaps(weight[None])[0], weight.ravel() @ splines, rtol=1e-4)
+    np.testing.assert_allclose(
+        floor.gram(weight), (splines.T * weight.ravel()) @ splines, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("case", ["blur known", "blur free"])
@@ -347,6 +353,13 @@ def test_gains_are_lower_where_dim_emitters_are_not_told_of() -> None:
     gains = [(o.add_gain, o.keep_gain) for o in (refiner_of(c, ranges=r).options for c, r in cases)]
     assert max(gains[0]) < min(usual)
     assert gains[1:] == [usual, usual]
+
+
+def test_backgrounds_are_as_smooth_as_those_of_the_training() -> None:
+    even, glowing = {"constant": [10.0, 30.0]}, {"constant": [10.0, 30.0], "glow": [0.0, 100.0]}
+    spacings = [refiner_of(calibration(), ranges=r).options.node_px for r in (None, {"background": glowing})]
+    assert spacings == [RefineOptions().node_px] * 2
+    assert refiner_of(calibration(), ranges={"background": even}).options.node_px > spacings[0]
 
 
 def test_a_gaussian_is_refused(gaussian_calibration) -> None:

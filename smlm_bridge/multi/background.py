@@ -11,28 +11,49 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Smooth:
-    """A background over a box of pixels.
+    """A background over a box of pixels: products of splines along y and along x, K in all.
+
+    Whatever is summed over pixels is summed along one axis after the other.
 
     Parameters
     ----------
-    basis : (H*W, K)
-        Splines.
+    along_y, along_x : (H, Ky), (W, Kx)
+        Splines of each axis.
     penalty : (K, K)
         Sum of squares of second differences of neighbouring coefficients.
     """
 
-    basis: NDArray[np.float32]
+    along_y: Floats
+    along_x: Floats
     penalty: Floats
+
+    def image(self, coefficients: Floats) -> NDArray[np.float32]:
+        """(H, W) background of coefficients (K,)."""
+        nodes = coefficients.reshape(self.along_y.shape[1], self.along_x.shape[1])
+        return (self.along_y @ nodes @ self.along_x.T).astype(np.float32)
+
+    def overlaps(self, images: NDArray[np.floating]) -> Floats:
+        """(n, K) sums over pixels of images (n, H, W) times each spline."""
+        count, height, width = images.shape
+        sums = images.reshape(count * height, width) @ self.along_x.astype(np.float32)
+        sums = self.along_y.T.astype(np.float32) @ sums.reshape(count, height, -1)
+        return sums.reshape(count, -1).astype(np.float64)
+
+    def gram(self, weight: NDArray[np.floating]) -> Floats:
+        """(K, K) sums over pixels of a weight (H, W) times two splines."""
+        (height, rows), (width, columns) = self.along_y.shape, self.along_x.shape
+        of_y = (self.along_y[:, :, None] * self.along_y[:, None]).reshape(height, rows * rows)
+        of_x = (self.along_x[:, :, None] * self.along_x[:, None]).reshape(width, columns * columns)
+        sums = (of_y.T @ (weight @ of_x)).reshape(rows, rows, columns, columns)
+        return np.asarray(sums.swapaxes(1, 2).reshape(rows * columns, rows * columns))
 
 
 @lru_cache(maxsize=64)
 def smooth(shape: tuple[int, int], node_px: float) -> Smooth:
     """The background of a box (H, W) with nodes every ``node_px`` pixels or denser."""
-    axes = [_axis(length, node_px) for length in shape]
-    basis = np.einsum("yi,xj->yxij", *(basis for basis, _ in axes)).reshape(shape[0] * shape[1], -1)
-    (_, rough_y), (_, rough_x) = axes
+    (along_y, rough_y), (along_x, rough_x) = (_axis(length, node_px) for length in shape)
     penalty = np.kron(rough_y, np.eye(len(rough_x))) + np.kron(np.eye(len(rough_y)), rough_x)
-    return Smooth(np.ascontiguousarray(basis, np.float32), penalty)
+    return Smooth(along_y, along_x, penalty)
 
 
 def smoothed(image: NDArray[np.float32], node_px: float) -> NDArray[np.float32]:

@@ -241,10 +241,7 @@ class GroupProblem:
         if nodes is None:
             emitters, nodes = self._linear(emitters, stamps)
         images = [self._sum(emitters, stamps[c], c) for c in range(len(stamps))]
-        background = [
-            (own[None] @ part.basis.T).reshape(image.shape).astype(np.float32)
-            for own, part, image in zip(nodes, self.smooth, images, strict=True)
-        ]
+        background = [part.image(own) for own, part in zip(nodes, self.smooth, strict=True)]
         return _State(
             emitters, nodes, stamps, images, background, self._likelihood(emitters, nodes, images, background)
         )
@@ -273,18 +270,22 @@ class GroupProblem:
         photons = np.empty_like(emitters.photons)
         nodes = []
         for c, part in enumerate(stamps):
-            basis = self.smooth[c].basis
-            design = np.concatenate([self._spread(part[:, 0], emitters, c), basis.T], axis=0)
-            weight = 1.0 / np.maximum(box.photons[c] + box.read_variance[c], 1.0).ravel()
-            target = (box.photons[c] - box.others[c]).ravel()
-            normal = (design * weight) @ design.T
-            normal = normal.astype(np.float64)
+            shape, floor = box.photons[c].shape, self.smooth[c]
+            light = self._spread(part[:, 0], emitters, c)
+            weight = 1.0 / np.maximum(box.photons[c] + box.read_variance[c], 1.0)
+            target = (box.photons[c] - box.others[c]) * weight
+            weighted = light * weight.ravel()
+            shared = floor.overlaps(weighted.reshape(count, *shape))
+            normal = np.block(
+                [[(weighted @ light.T).astype(np.float64), shared], [shared.T, floor.gram(weight)]]
+            )
             normal[count:, count:] += self._stiffness(c)
             diagonal = np.diag_indices_from(normal)
             normal[diagonal] = (
                 normal[diagonal] * (1 + 1e-6) + 1e-12
             )  # two emitters at one place share the light
-            solution = np.linalg.solve(normal, ((design * weight) @ target).astype(np.float64))
+            right = np.concatenate([light @ target.ravel(), floor.overlaps(target[None])[0]])
+            solution = np.linalg.solve(normal, right.astype(np.float64))
             photons[:, c] = np.maximum(solution[:count], 10.0)
             nodes.append(solution[count:])
         return replace(emitters, photons=photons), nodes
@@ -324,21 +325,25 @@ class GroupProblem:
                 slopes[:, of] = self._spread(state.stamps[c][:, k + 1], emitters, c)
                 slopes[:, of] *= emitters.photons[:, c, None].astype(np.float32)
             slopes[:, self.before + c] = self._spread(state.stamps[c][:, 0], emitters, c)
-            basis, nodes = self.smooth[c].basis, len(state.nodes[c])
-            design = np.concatenate([slopes.reshape(count * per, box.photons[c].size), basis.T])
+            shape, floor = box.photons[c].shape, self.smooth[c]
+            flat = slopes.reshape(count * per, -1)
             expected = np.maximum(
-                (state.images[c] + state.background[c] + box.others[c] + box.read_variance[c]).ravel(), _LEAST
+                state.images[c] + state.background[c] + box.others[c] + box.read_variance[c], _LEAST
             )
-            residual = box.photons[c].ravel() + box.read_variance[c].ravel() - expected
-            where = np.concatenate([np.arange(count * per), np.arange(first, first + nodes)])
-            gradient[where] += (design @ (residual / expected)).astype(np.float64)
-            scaled = design * np.sqrt(1.0 / expected)
-            information[np.ix_(where, where)] += scaled @ scaled.T
-            span = slice(first, first + nodes)
+            residual = (box.photons[c] + box.read_variance[c]) / expected - 1
+            of_emitters, span = slice(0, count * per), slice(first, first + len(state.nodes[c]))
+            gradient[of_emitters] += (flat @ residual.ravel()).astype(np.float64)
+            gradient[span] += floor.overlaps(residual[None])[0]
+            scaled = flat * np.sqrt(1.0 / expected).ravel()
+            information[of_emitters, of_emitters] += scaled @ scaled.T
+            shared = floor.overlaps((flat / expected.ravel()).reshape(count * per, *shape))
+            information[of_emitters, span] = shared
+            information[span, of_emitters] = shared.T
+            information[span, span] = floor.gram(1.0 / expected)
             stiff = self._stiffness(c)
             gradient[span] -= stiff @ state.nodes[c]
             information[span, span] += stiff
-            first += nodes
+            first = span.stop
         self._add_prior(state, gradient, information, count, per)
         return gradient, information
 

@@ -24,6 +24,7 @@ _REACH_PX = 40
 _EM_EXCESS = 2.0  # electron multiplication doubles the variance of shot noise
 _UNKNOWN_BLUR_PX, _UNKNOWN_ERROR = 0.8, 0.03
 _GAINS_OF_UNTOLD = 5.0, 3.0
+_NODE_PX_OF_EVEN = 20.0
 _DIM_SHARE = 0.3  # of the dimmest emitter that a model was trained for
 
 
@@ -46,7 +47,8 @@ def refiner_of(
         What a model was trained for, as ``ModelInfo.ranges``: heights, additional blur, least photons. None:
         any additional blur up to 0.8 pixels, and a PSF that is wrong by 3 % or more.
     options
-        None takes the default, with lower gains where a right PSF is fitted to emitters that are not told of;
+        None takes the default, with lower gains where a right PSF is fitted to emitters that are not told of and
+        a smoother background where the model was trained on even ones;
         photons of 0 are taken from the ranges, ``model_error`` of 0 from what the calibration says of its own
         residual.
     corner_nm
@@ -76,6 +78,8 @@ def refiner_of(
         # Dim emitters are not told of, but the others are found and placed better where they are in the fit.
         add_gain, keep_gain = _GAINS_OF_UNTOLD
         options = replace(options, add_gain=add_gain, keep_gain=keep_gain)
+    if given is None and known and not _is_uneven(known.get("background", {})):
+        options = replace(options, node_px=_NODE_PX_OF_EVEN)
     stamps = [_stamps(channel, (low, high)) for channel in calibration.channels]
     own: tuple[float, float] | None = None
     if isinstance(calibration, PairCalibration):
@@ -182,6 +186,12 @@ def _table(
         }
     )
     return table[table["photons"] >= options.told_photons]
+
+
+def _is_uneven(background: Mapping[str, Any]) -> bool:
+    """Whether the backgrounds of a model's training are more than a level."""
+    glows = (float(background.get(name, (0.0, 0.0))[1]) for name in ("glow", "perlin"))
+    return float(background.get("gradient", 0.0)) > 0 or any(glow > 0 for glow in glows)
 
 
 def _dimmest(ranges: Mapping[str, Any]) -> float:
