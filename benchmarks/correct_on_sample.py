@@ -145,12 +145,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", default=list(PAIRS), choices=[*PAIRS, []])
+    parser.add_argument("names", nargs="*", choices=[*PAIRS, []])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    for name in arguments.names:
+    for name in arguments.names or PAIRS:
         cell = Cell(name, "telomeres", runs=arguments.runs, data=arguments.data)
         print(f"{name}: published network {len(cell.reference)} localizations", flush=True)
         for count, (table, calibration) in enumerate(cell.rounds()):

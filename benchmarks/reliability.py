@@ -49,12 +49,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="*", choices=[*RECIPES, []], default=list(SETS))
+    parser.add_argument("models", nargs="*", choices=[*RECIPES, []])
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--emitters", type=int, nargs="+", default=[10, 20])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name in arguments.models:
+    for name in arguments.models or SETS:
         model = load_model(name, threads=1)
         for emitters in arguments.emitters:
             found, scores = judged(model, name, emitters, arguments.frames)

@@ -258,7 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", choices=[*RECIPES, []], default=list(RECIPES))
+    parser.add_argument("names", nargs="*", choices=[*RECIPES, []])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--threads", type=int, default=2)
@@ -271,7 +271,7 @@ def main() -> None:
         "data": arguments.data,
         "threads": arguments.threads,
     }
-    for name in arguments.names:
+    for name in arguments.names or RECIPES:
         if not arguments.calibrations:
             build(name, minutes=arguments.minutes, **where)
             continue

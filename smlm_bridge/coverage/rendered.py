@@ -20,6 +20,7 @@ from smlm_bridge.fit.aberrations import AberratedPSF
 from smlm_bridge.psf.protocol import PSF
 from smlm_bridge.psf.pupil_psf import PupilPSF
 from smlm_bridge.psf.spline import SplinePSF
+from smlm_bridge.simulate.background import is_uneven
 
 Floats = NDArray[np.float64]
 
@@ -105,10 +106,7 @@ class Renderer:
             psf = _table(calibration, (z_nm[0], z_nm[1]), reach_nm=side_px * psf.pixel_nm)
         low, high = (float(v) for v in ranges.get("blur_nm", (0.0, 0.0)))
         blurs = (low,) if high <= low else tuple(np.sqrt(np.linspace(low**2, high**2, _BLURS)))
-        light = ranges.get("background", {})
-        uneven = float(light.get("gradient", 0.0)) > 0 or any(
-            float(light.get(name, (0.0, 0.0))[1]) > 0 for name in ("glow", "perlin")
-        )
+        uneven = is_uneven(ranges.get("background", {}))
         error = float(calibration.provenance.get("rrse") or 0.0)
         excess = calibration.camera.excess_noise_factor
         return cls(psf, side_px, pupil, tuple(float(b) for b in blurs), uneven, excess, error)

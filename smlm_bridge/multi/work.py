@@ -19,6 +19,7 @@ from smlm_bridge.multi.stamps import Stamps
 from smlm_bridge.pair import AnyCalibration, PairCalibration
 from smlm_bridge.psf.pupil_psf import PupilPSF
 from smlm_bridge.psf.spline import SplinePSF
+from smlm_bridge.simulate.background import is_uneven
 
 _REACH_PX = 40
 _EM_EXCESS = 2.0  # electron multiplication doubles the variance of shot noise
@@ -78,7 +79,7 @@ def refiner_of(
         # Dim emitters are not told of, but the others are found and placed better where they are in the fit.
         add_gain, keep_gain = _GAINS_OF_UNTOLD
         options = replace(options, add_gain=add_gain, keep_gain=keep_gain)
-    if given is None and known and not _is_uneven(known.get("background", {})):
+    if given is None and known and not is_uneven(known.get("background", {})):
         options = replace(options, node_px=_NODE_PX_OF_EVEN)
     stamps = [_stamps(channel, (low, high)) for channel in calibration.channels]
     own: tuple[float, float] | None = None
@@ -186,12 +187,6 @@ def _table(
         }
     )
     return table[table["photons"] >= options.told_photons]
-
-
-def _is_uneven(background: Mapping[str, Any]) -> bool:
-    """Whether the backgrounds of a model's training are more than a level."""
-    glows = (float(background.get(name, (0.0, 0.0))[1]) for name in ("glow", "perlin"))
-    return float(background.get("gradient", 0.0)) > 0 or any(glow > 0 for glow in glows)
 
 
 def _dimmest(ranges: Mapping[str, Any]) -> float:

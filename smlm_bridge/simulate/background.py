@@ -1,8 +1,9 @@
 """Backgrounds: a constant, a gradient, a super-Gaussian glow (a cell) and Perlin noise (structure)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,12 @@ class BackgroundRanges:
             raise InputRejected(f"ranges: background gradient = {self.gradient} must be a number from 0.")
         if self.glow[1] > 0 and self.glow_width_px[0] <= 0:
             raise InputRejected(f"ranges: background glow_width_px = {self.glow_width_px} must be above 0.")
+
+
+def is_uneven(background: Mapping[str, Any]) -> bool:
+    """Whether backgrounds are more than a level; ``background`` as in ``ModelInfo.ranges``."""
+    glows = (float(background.get(name, (0.0, 0.0))[1]) for name in ("glow", "perlin"))
+    return float(background.get("gradient", 0.0)) > 0 or any(glow > 0 for glow in glows)
 
 
 def draw_background(
