@@ -63,8 +63,9 @@ def rerendered(frames: np.ndarray, table: pd.DataFrame, calibration: Calibration
     """Every frame of (T, H, W) photo-electrons rendered back."""
     psf = calibration.psf()
     for index, frame in enumerate(frames):
-        here = table[table.frame == index]
-        yield rerender_frame(frame, here[["x_nm", "y_nm", "z_nm"]].to_numpy(), psf)
+        xyz = np.array(table[table.frame == index][["x_nm", "y_nm", "z_nm"]], float)
+        xyz[:, :2] = calibration.optics.seen_at(xyz[:, :2])
+        yield rerender_frame(frame, xyz, psf)
 
 
 def compare(name: str, model: Model, data: Path, *, frames: int = 25, refine: bool = False) -> str:

@@ -16,6 +16,10 @@ torch = pytest.importorskip("torch")
 from smlm_bridge.calibration import Calibration  # noqa: E402
 from smlm_bridge.camera import Camera  # noqa: E402
 from smlm_bridge.cli import main  # noqa: E402
+from smlm_bridge.coverage.boxes import Boxes  # noqa: E402
+from smlm_bridge.coverage.pairs import PairRenderer  # noqa: E402
+from smlm_bridge.coverage.rendered import Measured  # noqa: E402
+from smlm_bridge.coverage.seen import boxes_of_counts  # noqa: E402
 from smlm_bridge.errors import InputRejected  # noqa: E402
 from smlm_bridge.io.calibration import load_channels, save_calibration  # noqa: E402
 from smlm_bridge.localize import localize_work  # noqa: E402
@@ -281,6 +285,40 @@ def test_the_joint_refinement_uses_both_channels(pair: PairCalibration) -> None:
     assert np.median(found["photons"] / scene.photons.numpy()[order]) == pytest.approx(1.0, abs=0.03)
     alone = refined(given, refiner_of(pair.first, ranges=RANGES.to_json()), CAMERAS[0]).find(counts[:, :1])
     assert alone["uncertainty_z_nm"].median() > 1.1 * np.median(sigma[:, 2])
+
+
+def judged(known: PairCalibration, model: Model, counts: np.ndarray, table: pd.DataFrame) -> Measured:
+    """What boxes of the true emitters show when they are rendered with another calibration."""
+    model = replace(model, info=replace(model.info, calibration=known))
+    parts = [
+        boxes_of_counts(
+            model, image, CAMERAS, table[table.frame == k].reset_index(drop=True), side_px=13, frame=k
+        )
+        for k, image in enumerate(counts)
+    ]
+    boxes = Boxes.joined(parts)
+    assert len(boxes) == len(counts)
+    assert [len(part) for part in boxes.parts] == [len(boxes)] * 2
+    return PairRenderer.of(known, RANGES.to_json(), side_px=13).with_cameras(CAMERAS).measure(boxes)
+
+
+def test_coverage_renders_both_channels(pair: PairCalibration) -> None:
+    generator = torch.Generator().manual_seed(6)
+    scene = draw(
+        RANGES, generator, frames=25, shape=(SIDE, SIDE), pixel_nm=PIXEL, emitters=1, clear_nm=1300.0
+    )
+    counts = movie(pair, scene, generator)
+    table = pd.DataFrame(scene.xyz_nm.double().numpy(), columns=["x_nm", "y_nm", "z_nm"])
+    table = table.assign(frame=scene.frame.numpy(), photons=scene.photons.double().numpy(), background=7.0)
+    model = model_of(pair, lambda frames: frames)
+    right = judged(pair, model, counts, table)
+    # Standard scores, of which the mean of 25 has a standard deviation of 0.2.
+    assert abs(right.statistics[:, 0].mean()) < 0.8
+    np.testing.assert_allclose(right.quantities[:, 1], table["photons"], rtol=0.06)
+    aberrated = replace(pair, second=replace(pair.second, pupil=Pupil.flat(32, {5: 0.4, 7: -0.3})))
+    assert judged(aberrated, model, counts, table).statistics[:, 0].mean() > 4.0
+    shifted = replace(pair, transform=pair.transform.moved((120.0, 0.0)))
+    assert judged(shifted, model, counts, table).statistics[:, 1].mean() > 1.5 * right.statistics[:, 1].mean()
 
 
 def test_single_emitters_in_two_channels(pair: PairCalibration) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smlm_bridge.cli.common import PATH, Run, SetupReader, file_option, required, setup_options, verb
-from smlm_bridge.cli.movies import camera_of, check_count, check_movie
+from smlm_bridge.cli.movies import cameras_of, channel_options, check_channels, check_count, check_movie
 from smlm_bridge.cli.reporting import Summary
 from smlm_bridge.cli.values import FRAMES, ROI
+from smlm_bridge.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +44,7 @@ DEFAULT_SEED = 0
     type=PATH,
     help="The emitters, where they are known: then errors are held against the bound, too.",
 )
+@channel_options
 @file_option("--report", "A self-contained page with the twelve worst boxes, .html.")
 @setup_options(optics=False)
 def command(
@@ -55,6 +57,8 @@ def command(
     roi: tuple[int, int, int, int] | None,
     boxes: int,
     truth: Path | None,
+    channel2: str | None,
+    split: str | None,
     report: Path | None,
     setup: SetupReader,
 ) -> Summary:
@@ -65,38 +69,57 @@ def command(
     training. green: up to 5 % of the boxes are flagged; yellow: up to 20 %, or something about the whole table;
     red: more; unknown: too little to judge. With --truth the errors are compared with the Cramér-Rao bound in
     cells of photons, height and background: below it, gain or units are wrong, or the model knows these frames.
+
+    Of a model of two channels both are rendered again, each with its own PSF; the gallery shows the first.
     """
     required(model, "give --model MODEL: a .onnx file or a name that 'smlm-bridge models' lists.")
+    check_channels(channel2, split)
     run.outputs(report)
     from smlm_bridge.cluster.recipe import Recipe, absolute_model
     from smlm_bridge.cluster.trust import misfits
     from smlm_bridge.coverage import CoverageOptions, check_localized, localized_sample
 
     inputs = tuple(str(Path(name).absolute()) for name in frames_in)
-    recipe = Recipe(inputs, absolute_model(str(model)), None, frames, roi, threshold, threads=run.threads)
+    second = () if channel2 is None else (str(Path(channel2).absolute()),)
+    recipe = Recipe(
+        inputs,
+        absolute_model(str(model)),
+        None,
+        frames,
+        roi,
+        threshold,
+        threads=run.threads,
+        channel2=second,
+        split=split,
+    )
     network = recipe.tool.model
     assert network is not None
-    known = network.info.calibration.camera
+    if truth is not None and network.info.channels > 1:
+        raise UsageError("--truth holds errors against the bound of one channel; leave it out for a pair.")
+    known = [channel.camera for channel in network.info.calibration.channels]
     seed = DEFAULT_SEED if run.given_seed is None else run.given_seed
     with recipe.source() as source:
         check_count(source, recipe.tool)
-        camera = camera_of(source, setup(known).camera or known)
-        check_movie(source, recipe.tool, [camera])
+        cameras = cameras_of(source, [setup(camera).camera or camera for camera in known])
+        check_movie(source, recipe.tool, cameras)
+        recipe = replace(recipe, camera=cameras[0], camera2=cameras[1] if len(cameras) > 1 else None)
         with run.steps("checking") as on_step:
             options = CoverageOptions(boxes=boxes)
-            work = replace(recipe, camera=camera).work()
-            table, looked = localized_sample(source, work, options=options, seed=seed, on_step=on_step)
+            table, looked = localized_sample(
+                source, recipe.work(), options=options, seed=seed, on_step=on_step
+            )
         found = check_localized(
             source,
             table,
             network,
-            camera=camera,
+            camera=recipe.cameras,
             options=options,
             seed=seed,
-            stops=misfits(network.info, pixel_nm=source.pixel_nm, em_gain=camera.em_gain),
+            stops=misfits(network.info, pixel_nm=source.pixel_nm, em_gain=cameras[0].em_gain),
             looked_at=looked,
+            corner_nm=recipe.corner_nm,
         )
-    alarm = None if truth is None else _alarm(table, truth, network.info, camera)
+    alarm = None if truth is None else _alarm(table, truth, network.info, cameras[0])
     values: dict[str, Any] = {**found.to_json(), "model": network.info.name, "seed": seed}
     if alarm is not None:
         values["crlb_alarm"] = alarm.to_json()

@@ -506,11 +506,11 @@ def _single_card(run: Run, trainer: "Training[Any, Any, Any]", model: "ModelRun"
 def _training_space(model: "Model", progress: "Progress") -> dict[str, Any]:
     """What ``coverage`` compares with; of short trainings nothing, it is then drawn when it is asked for.
 
-    Of two channels nothing either: the check is of one.
+    Of boxes of two channels nothing either: the check has none.
     """
     from smlm_bridge.coverage import reference_of
 
-    if progress.seconds < SECONDS_WORTH_DESCRIBING or model.info.channels > 1:
+    if progress.seconds < SECONDS_WORTH_DESCRIBING or (model.info.box_px and model.info.channels > 1):
         return {}
     try:
         return reference_of(model, boxes=BOXES_DESCRIBED).to_json()

@@ -109,7 +109,7 @@ class Recipe:
         elif tool.model is not None:
             options = LocalizeOptions(threshold=self.threshold)
             made = localize_work if tool.model.info.volume is None else volume_work
-            work = made(tool.model, camera=self._cameras, options=options, corner_nm=self._corner_nm)
+            work = made(tool.model, camera=self.cameras, options=options, corner_nm=self.corner_nm)
         elif self.refine:
             # A joint fit finds its own candidates with the PSF itself, whatever its shape.
             work = nothing_found(tool.calibration.optics)
@@ -119,18 +119,18 @@ class Recipe:
             found = FitMovieOptions(
                 detect=self.detect or DetectOptions(), finder=self.finder or detect_frames
             )
-            return fit_work(tool.calibration, found, camera=self._cameras, corner_nm=self._corner_nm)
+            return fit_work(tool.calibration, found, camera=self.cameras, corner_nm=self.corner_nm)
         if not self.refine:
             return work
         require("torch", extra="train")
         from smlm_bridge.multi.work import refined
 
-        refiner = _refiner(self.model, self.calibration, self.threads, self.device, self._corner_nm)
-        cameras = self._cameras or tuple(channel.camera for channel in tool.calibration.channels)
+        refiner = _refiner(self.model, self.calibration, self.threads, self.device, self.corner_nm)
+        cameras = self.cameras or tuple(channel.camera for channel in tool.calibration.channels)
         return refined(work, refiner, cameras)
 
     @property
-    def _cameras(self) -> Camera | tuple[Camera, Camera] | None:
+    def cameras(self) -> Camera | tuple[Camera, Camera] | None:
         """Of the channels; those that are not given are the calibration's."""
         channels = self.tool.calibration.channels
         if self.camera is None or len(channels) == 1:
@@ -138,7 +138,7 @@ class Recipe:
         return self.camera, self.camera2 or channels[1].camera
 
     @property
-    def _corner_nm(self) -> tuple[float, float]:
+    def corner_nm(self) -> tuple[float, float]:
         """Where the region begins within each channel."""
         x, y = (0, 0) if self.roi is None else self.roi[:2]
         pixel_nm = self.tool.calibration.channels[0].optics.pixel_nm
@@ -152,7 +152,7 @@ class Recipe:
                 "--threshold. Leave it out."
             )
         found = SingleMovieOptions(detect=self.detect or DetectOptions(), finder=self.finder or detect_frames)
-        return single_work(network, camera=self._cameras, options=found, corner_nm=self._corner_nm)
+        return single_work(network, camera=self.cameras, options=found, corner_nm=self.corner_nm)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that determines the table, for the manifest of its parts."""

@@ -6,7 +6,7 @@ import pandas as pd
 from smlm_bridge.cluster.recipe import Recipe, loaded_tool
 from smlm_bridge.coverage import QUICK, Coverage, CoverageOptions, check_localized
 from smlm_bridge.errors import SmlmError
-from smlm_bridge.model import ModelInfo
+from smlm_bridge.model import ModelInfo, cameras_of
 
 PIXEL_TOLERANCE = 0.02
 _LARGE, _ENOUGH = 20_000, 5000  # rows of a table
@@ -60,17 +60,23 @@ def checked(
     assert trained is not None
     try:
         with recipe.source() as source:
-            camera = recipe.camera or trained.info.calibration.camera
             stops = misfits(
                 trained.info,
                 pixel_nm=source.pixel_nm,
-                em_gain=camera.em_gain,
+                em_gain=cameras_of(trained, recipe.cameras)[0].em_gain,
                 calibration_hash=recipe.tool.calibration.hash,
             )
             if trained.info.volume is not None and not stops:
                 return Coverage("unknown", None, (_NO_PHOTONS,))
             return check_localized(
-                source, table, trained, camera=camera, options=options, stops=stops, looked_at=looked_at
+                source,
+                table,
+                trained,
+                camera=recipe.cameras,
+                options=options,
+                stops=stops,
+                looked_at=looked_at,
+                corner_nm=recipe.corner_nm,
             )
     except (SmlmError, OSError) as error:
         return Coverage("unknown", None, (f"The check could not be made: {error}",))

@@ -27,6 +27,9 @@ class Boxes:
         What the network sees before its last layer; (n, 0) where it cannot be asked.
     frame : (n,), corner_px : (n, 2)
         Frame within the movie; column and row of each box's first pixel in what was read.
+    parts
+        Of two channels, each channel's own boxes of the same emitters; these are then those of the first, with
+        photons of both.
     """
 
     photons: NDArray[np.float32]
@@ -41,6 +44,7 @@ class Boxes:
     features: Floats
     frame: NDArray[np.int64]
     corner_px: NDArray[np.int64]
+    parts: "tuple[Boxes, ...]" = ()
 
     def __len__(self) -> int:
         return len(self.photons)
@@ -51,8 +55,13 @@ class Boxes:
         before = np.cumsum([0, *map(len, parts)])
         shifted = [part.near_box + first for part, first in zip(parts, before, strict=False)]
         filled = [part for part in parts if len(part)] or parts[:1]
-        columns = {f.name: np.concatenate([getattr(part, f.name) for part in filled]) for f in fields(cls)}
-        return cls(**{**columns, "near_box": np.concatenate(shifted)})
+        columns = {
+            f.name: np.concatenate([getattr(part, f.name) for part in filled])
+            for f in fields(cls)
+            if f.name != "parts"
+        }
+        channels = tuple(cls.joined([part.parts[c] for part in parts]) for c in range(len(parts[0].parts)))
+        return cls(**{**columns, "near_box": np.concatenate(shifted)}, parts=channels)
 
 
 def inside(xy_nm: Floats, *, side_px: int, pixel_nm: float, shape: tuple[int, int]) -> NDArray[np.bool_]:

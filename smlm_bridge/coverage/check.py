@@ -18,13 +18,15 @@ from smlm_bridge.coverage.boxes import Boxes, inside
 from smlm_bridge.coverage.limits import Allowed, piled_up
 from smlm_bridge.coverage.reference import Reference
 from smlm_bridge.coverage.scoring import learned, scored
-from smlm_bridge.coverage.seen import A_FRAME, boxes_of_frame
+from smlm_bridge.coverage.seen import A_FRAME, boxes_of_counts
 from smlm_bridge.coverage.verdict import Coverage, Findings, light_of, table_warnings, verdict
 from smlm_bridge.errors import InputRejected
 from smlm_bridge.frames import Frames, Work
-from smlm_bridge.model import Model
+from smlm_bridge.model import Cameras, Model, cameras_of
+from smlm_bridge.pair import PairCalibration
 
 if TYPE_CHECKING:
+    from smlm_bridge.coverage.pairs import PairRenderer
     from smlm_bridge.coverage.rendered import Renderer
 
 OnStep = Callable[[int, int], None]
@@ -65,10 +67,11 @@ def coverage(
     work: Work,
     model: Model,
     *,
-    camera: Camera,
+    camera: Cameras,
     options: CoverageOptions = CoverageOptions(),
     seed: int = 0,
     stops: tuple[str, ...] = (),
+    corner_nm: tuple[float, float] = (0.0, 0.0),
     on_step: OnStep | None = None,
 ) -> Coverage:
     """Localize a few frames of a movie, spread over it, and check whether the model was made for them.
@@ -80,11 +83,13 @@ def coverage(
     model
         The network.
     camera
-        Of the movie's region.
+        Of the movie's region, or those of two channels; None takes the calibration's.
     options, seed
         See ``CoverageOptions``; of the sample.
     stops
         What is known to be wrong already, in words; it makes the light red.
+    corner_nm
+        Where the movie's region begins within either channel (x, y): a pair's transform is that of whole frames.
     on_step
         Called with (frames done, frames in all).
 
@@ -95,7 +100,15 @@ def coverage(
     """
     table, looked = localized_sample(frames, work, options=options, seed=seed, on_step=on_step)
     return check_localized(
-        frames, table, model, camera=camera, options=options, seed=seed, stops=stops, looked_at=looked
+        frames,
+        table,
+        model,
+        camera=camera,
+        options=options,
+        seed=seed,
+        stops=stops,
+        looked_at=looked,
+        corner_nm=corner_nm,
     )
 
 
@@ -135,11 +148,12 @@ def check_localized(
     table: pd.DataFrame,
     model: Model,
     *,
-    camera: Camera,
+    camera: Cameras,
     options: CoverageOptions = QUICK,
     seed: int = 0,
     stops: tuple[str, ...] = (),
     looked_at: int | None = None,
+    corner_nm: tuple[float, float] = (0.0, 0.0),
 ) -> Coverage:
     """Check whether a model was made for the movie that it has localized.
 
@@ -147,7 +161,7 @@ def check_localized(
     ----------
     frames, table
         The movie and what was localized in it; ``frame``, x and y refer to the whole movie.
-    model, camera, options, seed, stops
+    model, camera, options, seed, stops, corner_nm
         As for ``coverage``.
     looked_at
         Frames that the table is about; None for all of the movie.
@@ -169,7 +183,10 @@ def check_localized(
     side = _side(model, reference)
     if side is None:
         return _unjudged(findings, allowed, f"No boxes were judged: {why_not}.")
-    boxes = _sampled(frames, table, model, camera, side, options.boxes, np.random.default_rng(seed))
+    cameras = cameras_of(model, camera)
+    boxes = _sampled(
+        frames, table, model, cameras, corner_nm, side, options.boxes, np.random.default_rng(seed)
+    )
     if boxes is None or len(boxes) < _FEWEST:
         return _unjudged(
             findings,
@@ -178,7 +195,7 @@ def check_localized(
         )
     if why_not:
         findings = replace(findings, notes=(f"Boxes were not rendered again: {why_not}.",))
-    measured = None if tools is None else tools.renderer.with_camera(camera).measure(boxes)
+    measured = None if tools is None else tools.renderer.with_cameras(cameras).measure(boxes)
     scores = scored(boxes, measured, reference, allowed)
     quantities = (
         np.stack([boxes.xyz_nm[:, 2], boxes.photons_found, boxes.background_found], axis=1)
@@ -195,7 +212,8 @@ def reference_of(model: Model, *, boxes: int = 4000) -> Reference:
     Raises
     ------
     InputRejected
-        If the model takes several channels or frames, returns volumes, or finds nothing in its own training space.
+        If the model takes boxes of two channels or several frames, returns volumes, or finds nothing in its own
+        training space.
     MissingDependency
         If torch is not installed.
     """
@@ -206,7 +224,7 @@ def reference_of(model: Model, *, boxes: int = 4000) -> Reference:
 
 @dataclass(frozen=True)
 class _Tools:
-    renderer: "Renderer"
+    renderer: "Renderer | PairRenderer"
     reference: Reference
 
 
@@ -222,20 +240,24 @@ def _tools(model: Model, drawn: int) -> _Tools:
     return kept[drawn]
 
 
-def _renderer(model: Model) -> "Renderer":
+def _renderer(model: Model) -> "Renderer | PairRenderer":
+    from smlm_bridge.coverage.pairs import PairRenderer, pair_side
     from smlm_bridge.coverage.rendered import Renderer, box_side
 
     info = model.info
     stored = _stored(model)
+    if isinstance(info.calibration, PairCalibration):
+        side = stored.side_px if stored else pair_side(info.calibration, info.ranges)
+        return PairRenderer.of(info.calibration, info.ranges, side_px=side)
     side = info.box_px or (stored.side_px if stored else box_side(info.one_channel, info.ranges))
     return Renderer.of(info.one_channel, info.ranges, side_px=side)
 
 
-def _drawn(model: Model, renderer: "Renderer", boxes: int) -> Reference:
+def _drawn(model: Model, renderer: "Renderer | PairRenderer", boxes: int) -> Reference:
     from smlm_bridge.coverage.drawn import drawn
 
-    renderer = replace(renderer, model_error=0.0)  # what is drawn has the very PSF
-    found = drawn(model, renderer.psf, side_px=renderer.side_px, boxes=boxes, seed=_SEED)
+    renderer = renderer.exact()
+    found = drawn(model, renderer, boxes=boxes, seed=_SEED)
     if len(found) < boxes // 2:
         raise InputRejected(
             f"'{model.info.name}' finds {len(found)} emitters where {boxes} were wanted, in frames drawn from its "
@@ -256,11 +278,10 @@ def _side(model: Model, reference: Reference | None) -> int | None:
 
 def _why_not(model: Model) -> str:
     """Why boxes cannot be rendered again; empty where they can."""
-    if model.info.channels != 1 or model.info.inputs != 1:
-        return (
-            f"the model takes {model.info.channels} channel(s) of {model.info.inputs // model.info.channels} "
-            "frame(s), and one of one is built"
-        )
+    if model.info.inputs != model.info.channels:
+        return f"the model takes {model.info.inputs // model.info.channels} frames at once, and one is built"
+    if model.info.channels > 1 and model.info.box_px:
+        return "the model takes boxes of two channels, and boxes of one or frames are built"
     if model.info.volume is not None:
         return "the model returns volumes, and maps are built"
     if find_spec("torch") is None:
@@ -278,7 +299,8 @@ def _sampled(
     frames: Frames,
     table: pd.DataFrame,
     model: Model,
-    camera: Camera,
+    cameras: tuple[Camera, ...],
+    corner_nm: tuple[float, float],
     side: int,
     boxes: int,
     rng: np.random.Generator,
@@ -297,13 +319,14 @@ def _sampled(
         xy = optics.seen_at(rows[["x_nm", "y_nm"]].to_numpy(np.float64)) - corner
         rows = rows.assign(x_nm=xy[:, 0], y_nm=xy[:, 1])
         index = int(frame) - frames.first_frame
+        where: dict[str, Any] = {"side_px": side, "corner_nm": corner_nm, "most": each, "frame": int(frame)}
         try:
-            photons = camera.to_photons(frames.read(index, index + 1)[0, 0])
+            counts = frames.read(index, index + 1)[0]
+            if not inside(xy, side_px=side, pixel_nm=optics.pixel_nm, shape=counts.shape[1:]).any():
+                continue
+            parts.append(boxes_of_counts(model, counts, cameras, rows, **where))
         except InputRejected:
             continue
-        if not inside(xy, side_px=side, pixel_nm=optics.pixel_nm, shape=photons.shape).any():
-            continue
-        parts.append(boxes_of_frame(model, photons, camera, rows, side_px=side, most=each, frame=int(frame)))
     return Boxes.joined(parts) if parts else None
 
 

@@ -9,14 +9,19 @@ import numpy as np
 import torch
 
 from smlm_bridge.coverage.boxes import Boxes
-from smlm_bridge.coverage.seen import boxes_of_frame, boxes_of_singles
+from smlm_bridge.coverage.pairs import PairRenderer
+from smlm_bridge.coverage.rendered import Renderer
+from smlm_bridge.coverage.seen import boxes_of_counts, boxes_of_singles
 from smlm_bridge.localize import LocalizeOptions, localize_frames
 from smlm_bridge.model import Model
+from smlm_bridge.pair import PairCalibration
 from smlm_bridge.psf.protocol import PSF
+from smlm_bridge.simulate.channels import views
 from smlm_bridge.simulate.instrument import part_of_camera
 from smlm_bridge.simulate.render import record, render
 from smlm_bridge.simulate.scene import Ranges, draw
 from smlm_bridge.simulate.single import SingleRanges, draw_singles
+from smlm_bridge.transform import Transform
 
 _AT_ONCE: Final = 250  # boxes
 _FRAMES: Final = 4
@@ -25,22 +30,20 @@ _LEAST_FIELD_PX: Final = 64
 _PATIENCE: Final = 40  # frames without a localization
 
 
-def drawn(model: Model, psf: PSF, *, side_px: int, boxes: int, seed: int) -> Boxes:
+def drawn(model: Model, renderer: Renderer | PairRenderer, *, boxes: int, seed: int) -> Boxes:
     """Boxes drawn from the training ranges of a model, with its own predictions.
 
     Parameters
     ----------
     model
-        The network; takes one channel and single frames.
-    psf
-        As it was trained.
-    side_px
-        Side of the boxes.
+        The network; takes single frames.
+    renderer
+        PSFs as it was trained, and the side of the boxes.
     boxes, seed
         How many, about; of everything random.
     """
     parts, count, empty = [], 0, 0
-    for part in _parts(model, psf, side_px, seed):
+    for part in _parts(model, renderer, seed):
         parts.append(part)
         count += len(part)
         empty = 0 if len(part) else empty + 1
@@ -49,13 +52,13 @@ def drawn(model: Model, psf: PSF, *, side_px: int, boxes: int, seed: int) -> Box
     return Boxes.joined(parts)
 
 
-def _parts(model: Model, psf: PSF, side_px: int, seed: int) -> Iterator[Boxes]:
+def _parts(model: Model, renderer: Renderer | PairRenderer, seed: int) -> Iterator[Boxes]:
     generator = torch.Generator().manual_seed(seed)
     while True:
-        if model.info.box_px:
-            yield _singles(model, psf, generator)
+        if model.info.box_px and isinstance(renderer, Renderer):
+            yield _singles(model, renderer.psf, generator)
         else:
-            yield from _frames(model, psf, side_px, generator)
+            yield from _frames(model, renderer, generator)
 
 
 def _singles(model: Model, psf: PSF, generator: torch.Generator) -> Boxes:
@@ -71,21 +74,30 @@ def _singles(model: Model, psf: PSF, generator: torch.Generator) -> Boxes:
     return boxes_of_singles(model, photons, noise, excess=camera.excess_noise_factor)
 
 
-def _frames(model: Model, psf: PSF, side_px: int, generator: torch.Generator) -> Iterator[Boxes]:
+def _frames(model: Model, renderer: Renderer | PairRenderer, generator: torch.Generator) -> Iterator[Boxes]:
     """Boxes of frames of a network that takes frames."""
-    info = model.info
-    ranges, pixel = Ranges.from_json(info.ranges), info.calibration.optics.pixel_nm
-    least = max(_LEAST_FIELD_PX, 2 * side_px)
+    info, known = model.info, model.info.calibration
+    if isinstance(known, PairCalibration):  # boxes are the same wherever the channels lie
+        known = replace(known, transform=Transform.identity())
+        model = replace(model, info=replace(info, calibration=known))
+    psfs = [one.psf for one in renderer.channels]
+    ranges, pixel = Ranges.from_json(info.ranges), known.optics.pixel_nm
+    least = max(_LEAST_FIELD_PX, 2 * renderer.side_px)
     field = math.ceil(least / info.size_step) * info.size_step
-    camera = part_of_camera(info.calibration.camera, (field, field), generator)
+    cameras = tuple(part_of_camera(one.camera, (field, field), generator) for one in known.channels)
     low, high = ranges.density_um2
     sparse = replace(ranges, density_um2=(low, low + _SPARSE * (high - low)))
     scenes = [
         draw(part, generator, frames=_FRAMES, shape=(field, field), pixel_nm=pixel)
         for part in (ranges, sparse)
     ]
-    counts = [record(scene, render(scene, psf), camera, generator).numpy() for scene in scenes]
+    counts = []
+    for scene in scenes:
+        seen = zip(views(scene, known, ranges, generator), psfs, cameras, strict=True)
+        recorded = [record(view, render(view, psf), camera, generator) for view, psf, camera in seen]
+        counts.append(torch.stack(recorded, dim=1).numpy())
     options = LocalizeOptions()
+    given = (cameras[0], cameras[1]) if len(cameras) > 1 else cameras[0]
     for image in np.concatenate(counts):
-        table = localize_frames(image[None, None], model, camera=camera, options=options)
-        yield boxes_of_frame(model, camera.to_photons(image), camera, table, side_px=side_px)
+        table = localize_frames(image[None], model, camera=given, options=options)
+        yield boxes_of_counts(model, image, cameras, table, side_px=renderer.side_px)

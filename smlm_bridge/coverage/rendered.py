@@ -4,7 +4,7 @@ Positions are those that the network gave: a refit of them would let a wrong PSF
 linear in, photons and background, is fitted, and of the training's own nuisance, the blur, the best is taken.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -111,9 +111,18 @@ class Renderer:
         excess = calibration.camera.excess_noise_factor
         return cls(psf, side_px, pupil, tuple(float(b) for b in blurs), uneven, excess, error)
 
-    def with_camera(self, camera: Camera) -> "Renderer":
+    @property
+    def channels(self) -> "tuple[Renderer, ...]":
+        """The renderer itself; a ``PairRenderer`` has two."""
+        return (self,)
+
+    def with_cameras(self, cameras: Sequence[Camera]) -> "Renderer":
         """The same for frames of another camera."""
-        return replace(self, excess=camera.excess_noise_factor)
+        return replace(self, excess=cameras[0].excess_noise_factor)
+
+    def exact(self) -> "Renderer":
+        """The same for images that were drawn with the very PSF."""
+        return replace(self, model_error=0.0)
 
     def measure(self, boxes: Boxes) -> Measured:
         """Render predictions again and compare."""

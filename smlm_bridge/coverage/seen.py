@@ -1,5 +1,7 @@
 """Boxes as a network sees them: cut around its localizations, or given to a network of single emitters."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -10,7 +12,8 @@ from smlm_bridge.camera import Camera
 from smlm_bridge.coverage.boxes import Boxes, cut_boxes, inside, positions
 from smlm_bridge.coverage.limits import Allowed
 from smlm_bridge.coverage.noise import extra_read_variance
-from smlm_bridge.model import Model
+from smlm_bridge.model import Model, photons_of
+from smlm_bridge.pair import PairCalibration
 from smlm_bridge.singles import estimate_boxes
 
 Floats = NDArray[np.float64]
@@ -98,7 +101,7 @@ def boxes_of_frame(
     info, pixel = model.info, model.info.calibration.optics.pixel_nm
     xy = table[["x_nm", "y_nm"]].to_numpy(np.float64)
     whole = np.flatnonzero(inside(xy, side_px=side_px, pixel_nm=pixel, shape=photons.shape))
-    chosen = np.sort(whole[np.argsort(_company(table, whole, side_px * pixel), kind="stable")[:most]])
+    chosen = freest(table, whole, reach_nm=side_px * pixel, most=most)
     read = np.broadcast_to((np.asarray(camera.read_noise_e) / camera.em_gain) ** 2, photons.shape)
     if info.box_px:
         corner = np.floor(xy[chosen] / pixel).astype(np.int64) - side_px // 2
@@ -113,10 +116,112 @@ def boxes_of_frame(
         excess=camera.excess_noise_factor,
         read_noise_e=Allowed.of(info.ranges, info.calibration.z_range_nm).read_noise_e,
     )
-    seen = features_at(model, photons, xy[chosen])
+    seen = features_at(model, photons[None], xy[chosen])
     return cut_boxes(
         photons, read + extra, table, chosen, side_px=side_px, pixel_nm=pixel, frame=frame, features=seen
     )
+
+
+def boxes_of_pair(
+    model: Model,
+    counts: NDArray[np.generic],
+    cameras: Sequence[Camera],
+    table: pd.DataFrame,
+    *,
+    side_px: int,
+    corner_nm: tuple[float, float] = (0.0, 0.0),
+    most: int = A_FRAME,
+    frame: int = 0,
+) -> Boxes:
+    """Boxes around the localizations of one frame, ``parts`` of them for each channel.
+
+    Parameters
+    ----------
+    model
+        What localized them.
+    counts : (2, H, W)
+        The frame.
+    cameras
+        One a channel.
+    table
+        All localizations of the frame, x and y from the corner of channel 1.
+    corner_nm
+        Where the frame begins within either channel.
+    side_px, most, frame
+        As for ``boxes_of_frame``.
+    """
+    info, pair = model.info, model.info.calibration
+    assert isinstance(pair, PairCalibration)
+    xy = table[["x_nm", "y_nm"]].to_numpy(np.float64)
+    places = xy, pair.transform.between(corner_nm).apply(xy)
+    shape = counts.shape[1], counts.shape[2]
+    fits = [
+        inside(place, side_px=side_px, pixel_nm=pixel, shape=shape)
+        for place, pixel in zip(places, pair.pixels_nm, strict=True)
+    ]
+    whole = np.flatnonzero(fits[0] & fits[1])
+    chosen = freest(table, whole, reach_nm=side_px * pair.pixels_nm[0], most=most)
+    shares = np.array([1.0, pair.photon_ratio]) / (1.0 + pair.photon_ratio)
+    read_noise = Allowed.of(info.ranges, info.calibration.z_range_nm).read_noise_e
+    parts = []
+    for image, camera, place, pixel, share in zip(
+        counts, cameras, places, pair.pixels_nm, shares, strict=True
+    ):
+        photons = camera.to_photons(image)
+        read = np.broadcast_to((np.asarray(camera.read_noise_e) / camera.em_gain) ** 2, shape)
+        extra = extra_read_variance(
+            photons,
+            camera_variance=float(np.mean(read)),
+            excess=camera.excess_noise_factor,
+            read_noise_e=read_noise,
+        )
+        own = table.assign(x_nm=place[:, 0], y_nm=place[:, 1], photons=share * table["photons"])
+        parts.append(
+            cut_boxes(photons, read + extra, own, chosen, side_px=side_px, pixel_nm=pixel, frame=frame)
+        )
+    seen = photons_of(counts[None], model, (cameras[0], cameras[1]), corner_nm=corner_nm)[0]
+    first = parts[0]
+    return replace(
+        first,
+        photons_found=first.photons_found / shares[0],
+        near_photons=first.near_photons / shares[0],
+        features=features_at(model, seen, xy[chosen]),
+        parts=tuple(parts),
+    )
+
+
+def boxes_of_counts(
+    model: Model,
+    counts: NDArray[np.generic],
+    cameras: Sequence[Camera],
+    table: pd.DataFrame,
+    *,
+    side_px: int,
+    corner_nm: tuple[float, float] = (0.0, 0.0),
+    most: int = A_FRAME,
+    frame: int = 0,
+) -> Boxes:
+    """Boxes of a frame (C, H, W) of one channel or two; see ``boxes_of_pair`` and ``boxes_of_frame``."""
+    if len(cameras) > 1:
+        return boxes_of_pair(
+            model,
+            counts,
+            cameras,
+            table,
+            side_px=side_px,
+            corner_nm=corner_nm,
+            most=most,
+            frame=frame,
+        )
+    photons = cameras[0].to_photons(counts[0])
+    return boxes_of_frame(model, photons, cameras[0], table, side_px=side_px, most=most, frame=frame)
+
+
+def freest(
+    table: pd.DataFrame, chosen: NDArray[np.int64], *, reach_nm: float, most: int
+) -> NDArray[np.int64]:
+    """Rows of a table, of those ``chosen`` the ``most`` with least light of others around them, in order."""
+    return np.sort(chosen[np.argsort(_company(table, chosen, reach_nm), kind="stable")[:most]])
 
 
 def _company(table: pd.DataFrame, chosen: NDArray[np.int64], reach_nm: float) -> Floats:
@@ -127,7 +232,7 @@ def _company(table: pd.DataFrame, chosen: NDArray[np.int64], reach_nm: float) ->
 
 
 def features_at(model: Model, photons: NDArray[np.float32], xy_nm: Floats) -> Floats:
-    """(n, F) what the last layer of a network of frames sees at positions in a frame (H, W)."""
+    """(n, F) what the last layer of a network of frames sees at positions in a frame (C, H, W)."""
     if model.features is None or not len(xy_nm):
         return np.zeros((len(xy_nm), 0))
     step, pixel = model.info.size_step, model.info.calibration.optics.pixel_nm
@@ -136,12 +241,13 @@ def features_at(model: Model, photons: NDArray[np.float32], xy_nm: Floats) -> Fl
     place = np.floor(xy_nm / pixel).astype(np.int64)
     # On the network's own grid, so that pooling falls as it does in whole frames.
     corner = place // step * step - reach
-    padded = np.pad(photons, reach + step, mode="edge")
+    beyond = reach + step
+    padded = np.pad(photons, ((0, 0), (beyond, beyond), (beyond, beyond)), mode="edge")
     rows = corner[:, 1, None, None] + reach + step + np.arange(side)[:, None]
     columns = corner[:, 0, None, None] + reach + step + np.arange(side)
     limit = np.array(padded.shape)
-    patches = padded[np.minimum(rows, limit[0] - 1), np.minimum(columns, limit[1] - 1)]
-    maps = [model.features(patches[i : i + 1, None])[0] for i in range(len(patches))]
+    patches = padded[:, np.minimum(rows, limit[1] - 1), np.minimum(columns, limit[2] - 1)].swapaxes(0, 1)
+    maps = [model.features(patches[i : i + 1])[0] for i in range(len(patches))]
     inner = place - corner
     found = [image[:, y, x] for image, (x, y) in zip(maps, inner, strict=True)]
     return np.asarray(found, np.float64).reshape(len(xy_nm), -1)
