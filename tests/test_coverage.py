@@ -321,9 +321,10 @@ def test_too_little_to_judge_is_unknown(described: Model) -> None:
     found = check_localized(Movie(), table, described, camera=Camera())
     assert (found.light, found.flagged_fraction) == ("unknown", None)
     assert "too few" in found.reasons[-1]
-    two = replace(described, info=replace(described.info, channels=2, box_px=0, system="dense", coverage={}))
+    neighbours = replace(described.info, context_frames=1, box_px=0, system="dense", coverage={})
     many = pd.concat([table] * 20, ignore_index=True)
-    assert "channel" in check_localized(Movie(), many, two, camera=Camera()).reasons[-1]
+    found = check_localized(Movie(), many, replace(described, info=neighbours), camera=Camera())
+    assert "frames at once" in found.reasons[-1]
 
 
 @dataclass(frozen=True)

@@ -232,8 +232,11 @@ def _company(table: pd.DataFrame, chosen: NDArray[np.int64], reach_nm: float) ->
 
 
 def features_at(model: Model, photons: NDArray[np.float32], xy_nm: Floats) -> Floats:
-    """(n, F) what the last layer of a network of frames sees at positions in a frame (C, H, W)."""
-    if model.features is None or not len(xy_nm):
+    """(n, F) what the last layer of a network of frames sees at positions in a frame (C, H, W).
+
+    (n, 0) of a network that takes boxes, or that cannot be asked.
+    """
+    if model.features is None or model.info.box_px or not len(xy_nm):
         return np.zeros((len(xy_nm), 0))
     step, pixel = model.info.size_step, model.info.calibration.optics.pixel_nm
     reach = -(-min(model.info.reach_px, _MOST_REACH_PX) // step) * step
