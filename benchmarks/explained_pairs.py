@@ -59,11 +59,14 @@ def explained(name: str, calibration: Path, data: Path) -> str:
     """A line for each channel of a set."""
     file = data / f"{name}_N001.tif"
     truth = read_table(file.with_suffix(".csv")).sort_values("frame")
-    xyz = torch.tensor(truth[["x_nm", "y_nm", "z_nm"]].to_numpy(np.float64))
+    pair = load_channels(calibration)
+    places = np.array(truth[["x_nm", "y_nm", "z_nm"]], np.float64)
+    places[:, :2] = pair.optics.seen_at(places[:, :2])
+    xyz = torch.tensor(places)
     with open_frames([file]) as source:
         frames = source.read(0, source.n_frames).astype(np.float64)
     lines = []
-    for number, channel in enumerate(load_channels(calibration).channels):
+    for number, channel in enumerate(pair.channels):
         chi2 = [fit.chi2 for fit in fits(channel, frames[:, number], xyz)]
         lines.append(
             f"{name} channel {number + 1}: reduced chi2 {np.mean(chi2):.3f} (largest {max(chi2):.3f}, "
