@@ -79,12 +79,15 @@ def readme(info: ModelInfo, camera: Camera, *, decoder: bool) -> str:
 
 
 def _to_a_table(info: ModelInfo, decoder: bool) -> list[str]:
+    image = ""
+    if info.calibration.optics.field_scale != 1:
+        image = " Its positions are those in the image, without the model's field scale."
     lines = [
         f"- Without DeepImageJ, whole movies in bounded memory: *Plugins > SMLM Bridge > Localize without "
         f"Python* with the folder `{identifier(info.name)}` or this archive as the model.",
         "- With DeepImageJ: run the model on the stack, then *Plugins > SMLM Bridge > Decode maps to "
         f"ThunderSTORM* on its output, pixel {info.calibration.optics.pixel_nm:g} nm, threshold "
-        f"{info.threshold:g}.",
+        f"{info.threshold:g}.{image}",
     ]
     if decoder:
         lines.append(

@@ -53,11 +53,16 @@ def photons_from_counts(camera: Camera) -> tuple[float, float]:
 def package_settings(info: ModelInfo, camera: Camera) -> dict[str, Any]:
     """What a program needs beside the graph to make a table of counts; no more than numbers and names."""
     gain, offset = photons_from_counts(camera)
+    optics = info.calibration.optics
+    field: dict[str, Any] = {}
+    if optics.field_scale != 1:
+        field = {"field_scale": optics.field_scale, "field_centre_nm": list(optics.field_centre_nm)}
     return {
         "format": "smlm_bridge package",
         "version": _PACKAGE_VERSION,
         "name": info.name,
-        "pixel_nm": info.calibration.optics.pixel_nm,
+        "pixel_nm": optics.pixel_nm,
+        **field,
         "z_range_nm": list(info.calibration.z_range_nm),
         "gain": gain,
         "offset": offset,

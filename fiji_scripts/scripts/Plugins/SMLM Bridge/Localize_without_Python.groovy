@@ -158,7 +158,21 @@ def settingsOf(session, File place) {
     if (settings.size_step < 1 || settings.reach_px < 0 || settings.channels < 1 || !(settings.pixel_nm > 0)) {
         throw new IllegalArgumentException("${place}: the sizes in the package are no sizes of a network.")
     }
+    if (settings.field_scale != null && !(settings.field_scale instanceof Number && settings.field_scale > 0)) {
+        throw new IllegalArgumentException("${place}: 'field_scale' is no scale.")
+    }
     return settings
+}
+
+/** Emitters with x and y where they stand: they are seen field_scale times as far from the field's centre. */
+def placed(List<double[]> emitters, settings) {
+    if (settings.field_scale == null) return emitters
+    double scale = settings.field_scale as double
+    def centre = settings.field_centre_nm.collect { it as double }
+    emitters.each { double[] one ->
+        for (int axis = 0; axis < 2; axis++) one[axis] = centre[axis] + (one[axis] - centre[axis]) / scale
+    }
+    return emitters
 }
 
 /** The movie, read plane by plane from the disk where ImageJ can. */
@@ -245,7 +259,8 @@ def localizeMovie(runtime, settings, File source, File target, double least, dou
             if (good) {
                 def maps = runTiled(runtime, good.collect { photons[it] }, size, padded, settings)
                 good.eachWithIndex { i, k ->
-                    table.add(start + i + 1, decoder.maps.decode(maps[k], size[0], size[1], (double) settings.pixel_nm, least))
+                    def found = decoder.maps.decode(maps[k], size[0], size[1], (double) settings.pixel_nm, least)
+                    table.add(start + i + 1, placed(found, settings))
                 }
             }
             IJ.showProgress(Math.min(planes.size(), start + block), planes.size())
