@@ -79,6 +79,18 @@ def test_windows_hold_the_images_of_the_table(table) -> None:
     assert (shown.sum((1, 2)) > 0.95).all()
 
 
+@pytest.mark.parametrize("wrong", ["x", "z", "blur"])
+def test_no_window_is_rendered_where_no_number_is(table, wrong: str) -> None:
+    part = Stamps.of(table, z_range_nm=Z, lost=0.02)
+    xyz, blur, corners = np.array([[2010.0, 2100.0, 130.0]]), np.zeros(1), np.array([[5, 5]])
+    if wrong == "blur":
+        blur[0] = np.inf
+    else:
+        xyz[0, "xyz".index(wrong)] = np.nan
+    with pytest.raises(InputRejected, match="not finite"):
+        part.images(xyz, blur, corners)
+
+
 @pytest.mark.parametrize(
     ("order", "step"), [("x_nm", 2.0), ("y_nm", 2.0), ("z_nm", 4.0), ("blur_nm2", 150.0)]
 )

@@ -203,7 +203,7 @@ class GroupProblem:
             step, foreseen = _damped(gradient, information, damping)
             following = self._moved(state, step)
             gain = following.log_likelihood - state.log_likelihood
-            if gain <= 0:
+            if not gain > 0:  # nor where it is not a number
                 if foreseen < tolerance:
                     break
                 damping, growth = damping * growth, 2 * growth

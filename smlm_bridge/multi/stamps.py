@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from smlm_bridge.errors import InputRejected
 from smlm_bridge.multi.kernels import render
 from smlm_bridge.psf.resample import SPREAD
 from smlm_bridge.psf.spline import SplinePSF
@@ -97,7 +98,14 @@ class Stamps:
             First pixels of the windows.
         derivatives
             Whether they are wanted.
+
+        Raises
+        ------
+        InputRejected
+            If a position or blur is not finite: compiled code would read beyond the table.
         """
+        if not (np.isfinite(xyz_nm).all() and np.isfinite(blur_nm2).all()):
+            raise InputRejected("the fit left the numbers: a position or blur is not finite.")
         local = np.array(xyz_nm, float)
         local[:, :2] = self.here(xyz_nm[:, :2])
         local[:, :2] -= corners * self.psf.pixel_nm
